@@ -1,0 +1,50 @@
+# make demo: the main job, on the default config. make test: all tests. Each does its own set-up.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+CONFIG ?=
+SNAKEMAKE = $(BIN)/snakemake --profile profiles/local $(if $(CONFIG),--configfile $(CONFIG))
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: demo test lint schema envs lock clean
+
+demo: $(VENV)/ready
+	$(SNAKEMAKE)
+
+test: $(VENV)/ready-dev lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/ready-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check Snakefile rules
+	$(BIN)/snakemake --lint
+
+# config/schema.json from the typed models
+schema: $(VENV)/ready
+	$(BIN)/python -c "from coincide.config import schema; print(schema(), end='')" > config/schema.json
+
+# envs/*.yaml from requirements.lock
+envs: $(VENV)/ready
+	$(BIN)/python envs/make_envs.py
+
+# new pins from requirements*.in
+lock:
+	$(PYTHON) -m venv build/uv && build/uv/bin/pip install --quiet uv
+	build/uv/bin/uv pip compile --quiet --universal --python-version 3.11 --upgrade --no-header --no-annotate --no-emit-index-url requirements.in -o requirements.lock
+	build/uv/bin/uv pip compile --quiet --universal --python-version 3.11 --upgrade --no-header --no-annotate --no-emit-index-url requirements-dev.in -o requirements-dev.lock
+
+clean:
+	rm -rf results resources .snakemake
+
+$(VENV)/ready: requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: install it, or name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "Python's venv module is missing: on Debian and Ubuntu, apt-get install python3-venv"; exit 1; }
+	$(BIN)/python -m pip install --quiet --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/ready-dev: requirements-dev.lock $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --requirement requirements-dev.lock
+	@touch $@

@@ -1,0 +1,329 @@
+"""The config of a run, as typed models: what is checked before anything starts.
+
+`config/schema.json` is generated from these models (`make schema`).
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError, model_validator
+
+from coincide.budget import total_budget
+
+Count = Annotated[StrictInt, Field(ge=1)]
+Size = Annotated[StrictInt, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, strict=True)]
+Share = Annotated[float, Field(ge=0, le=1, strict=True)]
+Fraction = Annotated[float, Field(gt=0, le=1, strict=True)]
+Name = Annotated[StrictStr, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Dtype = Literal["float32", "float16", "bfloat16"]
+Device = Literal["auto", "cpu", "cuda"]
+
+
+class ConfigError(ValueError):
+    """A config that cannot be run; the message names each key and the mend."""
+
+
+class Section(BaseModel):
+    """A part of the config: unknown keys are errors, so that a typing slip is not a silent default."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Dataset(Section):
+    """What is selected from."""
+
+    annotations: StrictStr = Field(description="LLaVA-format JSON: a list of {id, image, conversations}")
+    images: StrictStr = Field(description="folder that the image names in it are relative to")
+    shards: Count = Field(1, description="extraction jobs")
+    max_rejected: Share = Field(0.01, description="share of samples set aside above which the run stops")
+    duplicate_ids: Literal["reject", "digest"] = Field(
+        "reject", description="later rows of an id are set aside, or kept and named by a digest of their content"
+    )
+    decode_images: StrictBool = Field(
+        True, description="decode every image before any model runs, to find truncated ones"
+    )
+
+
+class MiniMix(Section):
+    """Size of the default dataset, which the workflow writes itself."""
+
+    samples: Count = 21000
+    pretrain_samples: Count = 6000
+    test_samples: Count = 100
+    seed: Size = 0
+
+
+class Training(Section):
+    """How a model is trained."""
+
+    epochs: Positive = 1.0
+    batch_size: Count = Field(16, description="samples a device and step")
+    gradient_accumulation: Count = 1
+    learning_rate: Positive
+    warmup: Share = Field(0.03, description="share of the steps")
+    weight_decay: Annotated[float, Field(ge=0, strict=True)] = 0.0
+    schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
+    dtype: Dtype = Field("float32", description="of the arithmetic; weights stay float32")
+    device: Device = "auto"
+    save_every: Count = Field(200, description="steps between checkpoints")
+    gradient_checkpointing: StrictBool = False
+    loader_workers: Size = 0
+    lora: "Lora | None" = Field(None, description="null trains all weights")
+
+
+class Lora(Section):
+    """Low-rank adapters (peft)."""
+
+    r: Count = 128
+    alpha: Count = 256
+    dropout: Share = 0.05
+    target_modules: StrictStr | list[StrictStr] = Field(
+        r".*language_model.*\.(q|k|v|o|gate|up|down)_proj", description="as peft takes it"
+    )
+    modules_to_save: list[StrictStr] = Field(["multi_modal_projector"], description="trained whole beside the adapters")
+
+
+class Shape(Section):
+    """Size of a model that the workflow builds itself."""
+
+    vocabulary: Count = 1000
+    image_size: Count = 64
+    patch_size: Count = 16
+    vision_hidden: Count
+    vision_layers: Count
+    hidden: Count
+    layers: Count
+    heads: Count
+
+    @model_validator(mode="after")
+    def _divides(self):
+        for key, value in (("image_size", self.patch_size), ("hidden", self.heads), ("vision_hidden", self.heads)):
+            if getattr(self, key) % value:
+                raise ValueError(f"{key} must be a multiple of {value}")
+        return self
+
+
+class BuiltModel(Section):
+    """A small model that the workflow builds and trains briefly on samples set aside for it."""
+
+    shape: Shape
+    training: Training
+    seed: Size = 0
+
+
+class ReferenceModel(Section):
+    """The small model whose activations are read."""
+
+    name: StrictStr = Field(description="hub name, or a folder")
+    revision: StrictStr | None = None
+    layers: list[StrictInt | Annotated[float, Field(gt=0, lt=1, strict=True)]] = Field(
+        min_length=1,
+        description="zero-based decoder layers, or fractions of depth: 0.5 is the layer that ends half-way",
+    )
+    dtype: Dtype = "float32"
+    device: Device = "auto"
+    batch_size: Count = 32
+    max_tokens: Count = Field(2048, description="longer samples are set aside")
+    trust_remote_code: StrictBool = False
+
+
+class Clustering(Section):
+    """Spherical k-means."""
+
+    k: Count = Field(description="number of clusters; the paper has about one for 66 samples")
+    iterations: Count = 50
+    seed: Size = 0
+    backend: Literal["auto", "faiss", "cuml"] = "auto"
+
+
+class Selection(Section):
+    """Which samples are kept."""
+
+    fractions: list[Fraction] = Field(min_length=1, description="shares of the dataset to keep")
+    methods: list[Literal["coincide", "random"]] = Field(["coincide", "random"], min_length=1)
+    temperature: Positive = Field(0.1, description="τ of the softmax over clusters")
+    gamma: Positive = Field(1.0, description="width of the Gaussian kernel")
+    blocks: Literal["text", "all"] = Field("text", description="columns of the centroids that transferability compares")
+    exclude_above: Annotated[float, Field(ge=-1, le=1, strict=True)] = Field(
+        0.9, description="cosine above which clusters count as near-copies"
+    )
+    seed: Size = Field(0, description="of the methods that draw at random")
+
+
+class TargetModel(Section):
+    """The large model that is finetuned."""
+
+    name: StrictStr = Field(description="hub name, or a folder")
+    label: Name = Field("target", description="its name in paths and tables")
+    revision: StrictStr | None = None
+    trust_remote_code: StrictBool = False
+    seeds: list[Size] = Field([0], min_length=1)
+    full: StrictBool = Field(
+        True, description="also finetune on everything; relative performance is measured against it"
+    )
+    training: Training
+
+
+class Evaluation(Section):
+    """What finetuned models are asked."""
+
+    groups: dict[Name, list[StrictStr]] = Field(
+        min_length=1, description="lmms-eval tasks; each group is one job a model"
+    )
+    include_path: StrictStr | None = Field(None, description="folder of further lmms-eval task files")
+    backend: StrictStr = Field("coincide", description="lmms-eval model class: coincide (batched), or one of its own")
+    batch_size: Count = 32
+    device: Literal["cpu", "cuda"] = "cpu"
+    dtype: Dtype = "float32"
+    limit: Count | None = Field(None, description="first questions of each task alone, for a look")
+
+
+class Config(Section):
+    """A whole run."""
+
+    run: Name = Field(description="results go to results/<run>/")
+    dataset: Dataset
+    reference_model: ReferenceModel
+    clustering: Clustering
+    selection: Selection
+    target_model: TargetModel
+    evaluation: Evaluation
+    mini_mix: MiniMix = MiniMix()
+    built_models: dict[Literal["reference", "target"], BuiltModel] = {}
+
+    @model_validator(mode="after")
+    def _seeds_once(self):
+        for key, values in (
+            ("selection.fractions", self.selection.fractions),
+            ("selection.methods", self.selection.methods),
+            ("target_model.seeds", self.target_model.seeds),
+        ):
+            if len(set(values)) < len(values):
+                raise ValueError(f"{key}: a value stands there twice; take one away")
+        return self
+
+
+# Paths that the workflow fills itself when the config points there.
+MINI_MIX = "resources/mini-mix"
+BUILT_MODELS = {f"resources/models/{name}": name for name in ("reference", "target")}
+
+
+def check_config(values):
+    """Check a config and fill in its defaults.
+
+    Args:
+        values: the config as YAML gives it.
+
+    Returns:
+        Config.
+
+    Raises:
+        ConfigError: one message with every wrong key, what is wrong and what it may be.
+    """
+    try:
+        config = Config.model_validate(values)
+    except ValidationError as error:
+        lines = [_line(e, values) for e in error.errors()]
+        raise ConfigError(
+            "the config cannot be used:\n" + "\n".join(f"  {line}" for line in dict.fromkeys(lines))
+        ) from None
+    problems = [*_paths(config), *_layers(config), *_sizes(config)]
+    if problems:
+        raise ConfigError("the config cannot be used:\n" + "\n".join(f"  {p}" for p in problems))
+    return config
+
+
+def _line(error, values):
+    location = [
+        part
+        for part in error["loc"]
+        if not (isinstance(part, str) and re.match(r"^(constrained|int$|float$|list|str)", part))
+    ]
+    key = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in location).lstrip(".")
+    if error["type"] == "extra_forbidden":
+        known = _known_keys(location[:-1])
+        return f"{key}: unknown key; remove it, or did you mean one of: {', '.join(known)}?"
+    if error["type"] == "missing":
+        return f"{key}: missing; add it"
+    got = error["input"]
+    got = f", it is {got!r}" if not isinstance(got, dict | list) and location else ""
+    message = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    return f"{key}: {message}{got}" if key else message
+
+
+def _known_keys(location):
+    model = Config
+    for part in location:
+        if not isinstance(part, str) or part not in getattr(model, "model_fields", {}):
+            continue
+        annotation = model.model_fields[part].annotation
+        options = getattr(annotation, "__args__", (annotation,))
+        model = next((m for m in options if isinstance(m, type) and issubclass(m, BaseModel)), model)
+    return sorted(model.model_fields)
+
+
+def _paths(config):
+    dataset = config.dataset
+    own_mix = dataset.annotations == f"{MINI_MIX}/train.json"
+    if not own_mix and not Path(dataset.annotations).is_file():
+        yield f"dataset.annotations: {dataset.annotations} does not exist; give the path of your LLaVA JSON file"
+    if dataset.images != f"{MINI_MIX}/images" and not Path(dataset.images).is_dir():
+        yield f"dataset.images: the folder {dataset.images} does not exist; give the folder that image names are relative to"
+    for key, model in (("reference_model", config.reference_model), ("target_model", config.target_model)):
+        built = BUILT_MODELS.get(model.name)
+        if built and built not in config.built_models:
+            yield f"{key}.name: {model.name} is built by the workflow, but built_models.{built} is missing; add it"
+        if not built and model.name.startswith(("/", "./", "../", "resources/")) and not Path(model.name).is_dir():
+            yield f"{key}.name: the folder {model.name} does not exist; give a folder or a hub name"
+    if config.evaluation.include_path and not Path(config.evaluation.include_path).is_dir():
+        yield f"evaluation.include_path: the folder {config.evaluation.include_path} does not exist"
+
+
+def _layers(config):
+    from coincide.layers import config_depth, resolve_layers
+
+    built = BUILT_MODELS.get(config.reference_model.name)
+    if built in config.built_models:
+        depth = config.built_models[built].shape.layers
+    else:
+        depth = config_depth(config.reference_model.name)
+    if depth is not None:
+        try:
+            resolve_layers(config.reference_model.layers, depth)
+        except ValueError as error:
+            yield f"reference_model.layers: {error}"
+
+
+def _sizes(config):
+    if config.dataset.annotations == f"{MINI_MIX}/train.json":
+        n = config.mini_mix.samples
+    elif Path(config.dataset.annotations).is_file():
+        n = _count_conversations(config.dataset.annotations)
+    else:
+        return
+    if config.clustering.k > n:
+        yield f"clustering.k: {config.clustering.k} clusters of {n} samples; take at most one cluster a sample, better N/66"
+    if config.dataset.shards > n:
+        yield f"dataset.shards: {config.dataset.shards} shards of {n} samples; take fewer"
+    for fraction in config.selection.fractions:
+        if total_budget(fraction, n) < 1:
+            yield f"selection.fractions: {fraction} of {n} samples keeps none; take at least {1 / n:.2g}"
+
+
+def _count_conversations(path):
+    """Number of samples in a LLaVA JSON file, by its keys: an upper bound, found without parsing gigabytes."""
+    count, tail = 0, b""
+    key = b'"conversations"'
+    with open(path, "rb") as file:
+        while chunk := file.read(2**24):
+            count += (tail + chunk).count(key)
+            tail = chunk[-len(key) + 1 :]
+    return count
+
+
+def schema():
+    """JSON schema of the config, as text."""
+    return json.dumps(Config.model_json_schema(), indent=2, ensure_ascii=False) + "\n"

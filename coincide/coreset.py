@@ -1,0 +1,121 @@
+"""The selection as a whole: clusters in, coreset out (paper section 3; DESIGN steps 3 to 7)."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from coincide.budget import allocate, shares, total_budget
+from coincide.density import density
+from coincide.picks import greedy_mmd
+from coincide.rows import as_matrix, members_by_cluster
+from coincide.transferability import transferability
+
+
+@dataclass(frozen=True)
+class Coreset:
+    """Picked rows and the numbers behind them.
+
+    Attributes:
+        indices: (B,) int64 rows of x, cluster by cluster from the largest share to the smallest,
+            in the order picked.
+        cluster_stats: one row a cluster: cluster, size, transferability, density, share, budget.
+    """
+
+    indices: np.ndarray
+    cluster_stats: pd.DataFrame
+
+
+def select(
+    x,
+    labels,
+    centroids,
+    *,
+    fraction,
+    temperature=0.1,
+    gamma=1.0,
+    blocks=None,
+    exclude_above=0.9,
+):
+    """Select a fraction of the samples by transferability and density of their clusters.
+
+    Args:
+        x: (n, d) float16 or float32 activations, or an iterable of row blocks.
+        labels: (n,) integer cluster of each row, in 0..K-1.
+        centroids: (K, d) centroids.
+        fraction: share of the samples to keep, in (0, 1]; floor(fraction · n) are kept.
+        temperature: τ of the softmax over clusters.
+        gamma: kernel width γ of density and picks.
+        blocks: columns for transferability (see `transferability`).
+        exclude_above: cosine above which centroids count as near-copies.
+
+    Returns:
+        Coreset.
+
+    Raises:
+        ValueError: fraction outside (0, 1], or what the steps raise.
+
+    Source: Lee, Li, Hwang (EMNLP 2024), section 3.
+
+    >>> import numpy as np
+    >>> x = np.eye(4, dtype=np.float32)
+    >>> select(x, [0, 0, 1, 1], np.array([[1.0, 1, 0, 0], [0, 0, 1, 1]]), fraction=0.5).indices.tolist()
+    [0, 2]
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction must be in (0, 1]; got {fraction}")
+    x = as_matrix(x)
+    labels = np.asarray(labels)
+    sizes = np.bincount(labels, minlength=len(centroids))
+    if len(sizes) != len(centroids):
+        raise ValueError(f"labels reach cluster {labels.max()}, there are {len(centroids)} centroids")
+    densities = np.full(len(sizes), np.nan)  # clusters after the last label are empty
+    densities[: labels.max() + 1] = density(x, labels, gamma=gamma)
+    stats = cluster_stats(
+        sizes,
+        transferability(centroids, blocks=blocks, exclude_above=exclude_above),
+        densities,
+        temperature=temperature,
+    )
+    stats = add_budget(stats, fraction, temperature=temperature)
+    indices = pick_members(x, labels, stats, gamma=gamma)
+    return Coreset(indices, stats)
+
+
+def cluster_stats(sizes, transferabilities, densities, *, temperature=0.1):
+    """Table of cluster, size, transferability, density and share, one row a cluster."""
+    return pd.DataFrame(
+        {
+            "cluster": np.arange(len(sizes), dtype=np.int32),
+            "size": np.asarray(sizes, dtype=np.int64),
+            "transferability": transferabilities,
+            "density": densities,
+            "share": shares(np.asarray(transferabilities) / densities, temperature=temperature),
+        }
+    )
+
+
+def add_budget(stats, fraction, *, temperature=0.1):
+    """Add the column budget for a fraction to a table of `cluster_stats`."""
+    scores = stats["transferability"] / stats["density"]
+    budget = total_budget(fraction, stats["size"].sum())
+    return stats.assign(budget=allocate(scores, stats["size"], budget, temperature=temperature))
+
+
+def pick_members(x, labels, stats, *, gamma=1.0):
+    """Greedy MMD picks of every cluster, clusters from the largest share to the smallest.
+
+    Args:
+        x: (n, d) activations.
+        labels: (n,) cluster of each row.
+        stats: table with columns share and budget, row i for cluster i.
+        gamma: kernel width γ.
+
+    Returns:
+        (B,) int64 rows of x.
+    """
+    members = members_by_cluster(labels, len(stats))
+    budgets = stats["budget"].to_numpy()
+    order = np.argsort(-stats["share"].to_numpy(), kind="stable")
+    picked = [members[c][greedy_mmd(x[members[c]], budgets[c], gamma=gamma)] for c in order if budgets[c] > 0]
+    return np.concatenate(picked) if picked else np.empty(0, dtype=np.int64)

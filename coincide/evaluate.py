@@ -1,0 +1,92 @@
+"""Evaluation with lmms-eval: running its tasks on a model, and a batched model for it."""
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from lmms_eval.models.registry_v2 import ModelManifest
+
+from coincide.files import replacing
+
+log = logging.getLogger(__name__)
+
+# How lmms-eval finds the model below, through the entry point in pyproject.toml.
+MANIFEST = ModelManifest(model_id="coincide", simple_class_path="coincide.lmms_model.BatchedLlava")
+
+
+class EvaluationError(RuntimeError):
+    """lmms-eval ended with an error."""
+
+
+def evaluate(model, tasks, *, output, backend, batch_size, device, dtype, include_path=None, limit=None, scratch=None):
+    """Run lmms-eval's command line on a model and keep what it writes.
+
+    Args:
+        model: folder or hub name.
+        tasks: names of lmms-eval tasks or groups.
+        output: folder to write: results.json, and samples/<task>.jsonl with every answer.
+        backend: lmms-eval's name of the model class: "coincide" (batched) or its own "llava_hf".
+        batch_size: questions a batch; llava_hf takes 1 only.
+        device, dtype: as in the config.
+        include_path: folder of further task files.
+        limit: first questions of each task alone, for a look.
+        scratch: folder for temporary files.
+
+    Raises:
+        EvaluationError: lmms-eval failed, or answered for fewer tasks than asked.
+    """
+    arguments = f"pretrained={model},device={device},device_map={device},dtype={dtype}"
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        command = [sys.executable, "-m", "lmms_eval", "--model", backend, "--model_args", arguments]
+        command += ["--tasks", ",".join(tasks), "--batch_size", str(batch_size)]
+        command += ["--output_path", folder, "--log_samples"]
+        command += ["--include_path", str(include_path)] if include_path else []
+        command += ["--limit", str(limit)] if limit else []
+        log.info("running %s", " ".join(command))
+        code = subprocess.run(command, check=False, env={**os.environ, "TOKENIZERS_PARALLELISM": "false"}).returncode
+        results = sorted(Path(folder).rglob("*_results.json"))
+        if code or not results:
+            raise EvaluationError(f"lmms-eval ended with code {code} and {len(results)} results; its output is above")
+        with replacing(output) as part:
+            (part / "samples").mkdir(parents=True)
+            shutil.copyfile(results[-1], part / "results.json")
+            for path in Path(folder).rglob("*_samples_*.jsonl"):
+                shutil.copyfile(path, part / "samples" / f"{path.stem.split('_samples_', 1)[1]}.jsonl")
+            read_scores(part / "results.json")
+
+
+def read_scores(path):
+    """Scores in an lmms-eval results.json.
+
+    The score of a task is its first metric in the task file's own list, as lmms-eval reports it.
+
+    Returns:
+        list of dicts of task, metric, score, higher_is_better.
+
+    Raises:
+        EvaluationError: a task without a score.
+    """
+    report = json.loads(Path(path).read_text())
+    rows = []
+    for task, values in report["results"].items():
+        if task in report.get("group_subtasks", {}) and report["group_subtasks"][task]:
+            continue  # a group's own line
+        metrics = report["configs"][task]["metric_list"]
+        metric = metrics[0]["metric"]
+        score = next((v for k, v in values.items() if k.split(",")[0] == metric and isinstance(v, int | float)), None)
+        if score is None:
+            raise EvaluationError(f"{path} has no {metric} of task {task}")
+        rows.append(
+            {
+                "task": task,
+                "metric": metric,
+                "score": float(score),
+                "higher_is_better": bool(metrics[0].get("higher_is_better", True)),
+            }
+        )
+    return rows

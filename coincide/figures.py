@@ -1,0 +1,134 @@
+"""The figures of the report, as SVG files."""
+
+import matplotlib
+
+matplotlib.use("svg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.ticker import PercentFormatter
+
+from coincide.files import replacing
+from coincide.rows import unit_rows
+from coincide.summary import AVERAGE
+
+COLOURS = {"coincide": "#1f5fbf", "random": "#c2571a", "full": "#444444"}
+plt.rcParams.update(
+    {
+        "font.size": 10,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.color": "#e6e6e6",
+        "axes.axisbelow": True,
+        "svg.hashsalt": "coincide",
+        "svg.fonttype": "path",
+        "figure.constrained_layout.use": True,
+    }
+)
+
+
+def performance(summary, path):
+    """Relative performance against fraction, one line a method, and each task's at the largest fraction."""
+    average = summary[(summary["task"] == AVERAGE) & (summary["method"] != "full")]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), gridspec_kw={"width_ratios": [1, 1.5]})
+    left.axhline(1, color=COLOURS["full"], linestyle="--", linewidth=1, label="full data")
+    for method, rows in average.groupby("method"):
+        mean = rows.groupby("fraction")["relative_performance"].mean()
+        left.plot(mean.index, mean, marker="o", color=COLOURS.get(method), label=method)
+        left.scatter(rows["fraction"], rows["relative_performance"], s=10, alpha=0.5, color=COLOURS.get(method))
+    left.set(xlabel="share of the data kept", ylabel="relative performance", xlim=(0, None))
+    left.xaxis.set_major_formatter(PercentFormatter(1))
+    left.yaxis.set_major_formatter(PercentFormatter(1))
+    left.legend(frameon=False)
+
+    largest = average["fraction"].max()
+    tasks = summary[(summary["task"] != AVERAGE) & ((summary["fraction"] == largest) | (summary["method"] == "full"))]
+    scores = tasks.pivot_table(index="task", columns="method", values="score", aggfunc="mean")
+    scores = scores[
+        [m for m in ("full", "coincide", "random") if m in scores] + [m for m in scores if m not in COLOURS]
+    ]
+    places = np.arange(len(scores))
+    for i, method in enumerate(scores):
+        offset = (i - (len(scores.columns) - 1) / 2) * 0.8 / len(scores.columns)
+        right.barh(places + offset, scores[method], 0.8 / len(scores.columns), color=COLOURS.get(method), label=method)
+    right.set_yticks(places, [task.removeprefix("mini_mix_") for task in scores.index])
+    right.invert_yaxis()
+    right.grid(axis="y", visible=False)
+    right.set(xlabel=f"score; {largest:.0%} of the data, or all of it")
+    right.legend(frameon=False)
+    _save(figure, path)
+
+
+def budgets(cluster_stats, path):
+    """Size of every cluster against its budget, coloured by its score, one panel a fraction."""
+    columns = [column for column in cluster_stats if column.startswith("budget_")]
+    figure, axes = plt.subplots(1, len(columns), figsize=(5 * len(columns) + 1, 4), squeeze=False, sharey=True)
+    score = cluster_stats["transferability"] / cluster_stats["density"]
+    for axis, column in zip(axes[0], columns):
+        fraction = float(column.removeprefix("budget_"))
+        shown = axis.scatter(cluster_stats["size"], cluster_stats[column], c=score, cmap="viridis", s=16, linewidth=0)
+        top = cluster_stats["size"].max()
+        axis.plot([0, top], [0, top], color="#999999", linewidth=1, label="all of it")
+        axis.plot([0, top], [0, fraction * top], color="#999999", linestyle="--", linewidth=1, label="an equal share")
+        axis.set(xlabel="samples in the cluster", title=f"{fraction:.0%} kept")
+        axis.legend(frameon=False, loc="upper left")
+    axes[0][0].set_ylabel("samples kept (budget)")
+    figure.colorbar(shown, ax=axes, label="transferability ÷ density")
+    _save(figure, path)
+
+
+def sources(manifest, coresets, path):
+    """Share of each source in the dataset and in every coreset, as stacked bars.
+
+    Args:
+        manifest: table with sample_id and source.
+        coresets: list of (method, fraction, coreset table).
+    """
+    source = manifest.set_index("sample_id")["source"]
+    shares = {"all data": source.value_counts(normalize=True)}
+    for method, fraction, coreset in coresets:
+        if method != "full":
+            label = f"{method} {float(fraction):.0%}"
+            shares[label] = source.loc[coreset["sample_id"]].value_counts(normalize=True)
+    table = pd.DataFrame(shares).fillna(0).loc[source.value_counts().index]
+    figure, axis = plt.subplots(figsize=(10, 0.5 * len(shares) + 2.2))
+    left = np.zeros(len(shares))
+    palette = plt.get_cmap("tab20").colors
+    for i, (name, row) in enumerate(table.iterrows()):
+        axis.barh(list(table), row, left=left, color=palette[i % 20], label=name, height=0.7)
+        left += row.to_numpy()
+    axis.invert_yaxis()
+    axis.grid(axis="y", visible=False)
+    axis.xaxis.set_major_formatter(PercentFormatter(1))
+    axis.set(xlim=(0, 1))
+    axis.legend(frameon=False, ncols=6, loc="upper center", bbox_to_anchor=(0.5, -0.18), fontsize=8)
+    _save(figure, path)
+
+
+def similarity(centroids, path, *, blocks=None, at_most=400):
+    """Cosine similarity of the clusters as a heat map, similar ones side by side.
+
+    Args:
+        centroids: (K, d) array.
+        blocks: (d,) mask of the columns that transferability compares, None for all.
+        at_most: clusters drawn; evenly spaced ones where there are more.
+    """
+    chosen = np.linspace(0, len(centroids) - 1, min(len(centroids), at_most)).astype(int)
+    unit = unit_rows((centroids if blocks is None else centroids[:, blocks])[chosen].astype(np.float64))
+    cosine = unit @ unit.T
+    # The leading direction of what is left without the mean puts similar clusters together.
+    order = np.argsort(np.linalg.svd(unit - unit.mean(axis=0), full_matrices=False)[0][:, 0])
+    figure, axis = plt.subplots(figsize=(6, 5))
+    shown = axis.imshow(cosine[np.ix_(order, order)], cmap="magma", interpolation="nearest")
+    axis.grid(visible=False)
+    axis.set(xlabel="cluster, similar ones together", ylabel="cluster", xticks=[], yticks=[])
+    figure.colorbar(shown, label="cosine similarity of the centroids")
+    _save(figure, path)
+
+
+def _save(figure, path):
+    with replacing(path) as part:
+        figure.savefig(part, format="svg", metadata={"Date": None})
+    plt.close(figure)

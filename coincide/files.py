@@ -1,0 +1,26 @@
+"""Writing files so that a killed job never leaves half a file under a final name."""
+
+import os
+import shutil
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path):
+    """Give a temporary path beside `path`; rename it into place when the block ends well.
+
+    Works for files and folders. The temporary name is in the same folder, so that the rename is
+    atomic on any file system; it is removed when the block raises.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    workplace = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    try:
+        yield workplace / path.name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)  # a folder can't be renamed over a full one
+        os.replace(workplace / path.name, path)
+    finally:
+        shutil.rmtree(workplace, ignore_errors=True)

@@ -1,0 +1,183 @@
+"""Finetuning a target model on a coreset, with transformers' Trainer."""
+
+import hashlib
+import json
+import logging
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from coincide.chat import encode, render
+from coincide.files import replacing
+from coincide.images import open_image
+from coincide.models import load_model, pick_device
+from coincide.progress import Progress
+
+log = logging.getLogger(__name__)
+IGNORED = -100  # label that the loss passes over
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How a model is trained; the fields are those of `training` in the config."""
+
+    epochs: float
+    batch_size: int
+    learning_rate: float
+    gradient_accumulation: int = 1
+    warmup: float = 0.03
+    weight_decay: float = 0.0
+    schedule: str = "cosine"
+    dtype: str = "float32"
+    device: str = "auto"
+    save_every: int = 200
+    gradient_checkpointing: bool = False
+    loader_workers: int = 0
+    lora: dict | None = field(default=None)
+
+
+def finetune(model_name, records, images, *, settings, seed, output, checkpoints, model_options=None):
+    """Train a model on LLaVA records and save it with its processor, as safetensors.
+
+    The loss is taken over the assistant's words alone. A run that was killed goes on from its last
+    checkpoint; checkpoints of other data, model or settings are never taken up.
+
+    Args:
+        model_name: folder or hub name of the model to start from.
+        records: list of LLaVA records (id, image, conversations).
+        images: folder that image names are relative to.
+        settings: TrainingSettings.
+        seed: of data order and dropout.
+        output: folder to write: weights or adapter, processor, trainer_state.json, training_log.jsonl.
+        checkpoints: folder for checkpoints; its own subfolder is removed when training is done.
+        model_options: further arguments of `load_model`.
+    """
+    torch.manual_seed(seed)
+    model, processor = load_model(model_name, dtype="float32", device=settings.device, **(model_options or {}))
+    if settings.lora:
+        model = _with_lora(model, settings.lora)
+    if settings.gradient_checkpointing:
+        model.enable_input_require_grads()
+    place = Path(checkpoints) / _fingerprint(model_name, records, settings, seed)
+    on_cpu = pick_device(settings.device).type == "cpu"
+    trainer = Trainer(
+        model=model,
+        args=TrainingArguments(
+            output_dir=str(place),
+            num_train_epochs=settings.epochs,
+            per_device_train_batch_size=settings.batch_size,
+            gradient_accumulation_steps=settings.gradient_accumulation,
+            gradient_checkpointing=settings.gradient_checkpointing,
+            learning_rate=settings.learning_rate,
+            warmup_steps=settings.warmup,
+            weight_decay=settings.weight_decay,
+            lr_scheduler_type=settings.schedule,
+            bf16=settings.dtype == "bfloat16",
+            fp16=settings.dtype == "float16",
+            use_cpu=on_cpu,
+            dataloader_num_workers=settings.loader_workers,
+            dataloader_pin_memory=not on_cpu,
+            remove_unused_columns=False,
+            train_sampling_strategy="group_by_length",
+            logging_steps=10,
+            logging_strategy="steps",
+            save_strategy="steps",
+            save_steps=settings.save_every,
+            save_total_limit=1,
+            report_to="none",
+            disable_tqdm=True,
+            log_level="error",
+            seed=seed,
+            data_seed=seed,
+        ),
+        train_dataset=Dataset.from_dict({"row": range(len(records)), "length": [_length(r) for r in records]}),
+        data_collator=_Collator(processor, records, images),
+        processing_class=processor,
+    )
+    trainer.pop_callback(_printer())
+    trainer.add_callback(_ProgressLines())
+    found = sorted(place.glob("checkpoint-*/trainer_state.json"), key=lambda p: int(p.parent.name.split("-")[1]))
+    if found:
+        log.info("going on from %s", found[-1].parent)
+    trainer.train(resume_from_checkpoint=str(found[-1].parent) if found else None)
+    with replacing(output) as folder:
+        model.save_pretrained(folder)
+        if settings.lora:
+            model.get_base_model().config.save_pretrained(folder)  # so that the folder loads as a model does
+        processor.save_pretrained(folder)
+        trainer.state.save_to_json(str(folder / "trainer_state.json"))
+        lines = (json.dumps(entry) for entry in trainer.state.log_history)
+        (folder / "training_log.jsonl").write_text("\n".join(lines) + "\n")
+    shutil.rmtree(place, ignore_errors=True)
+
+
+class _Collator:
+    def __init__(self, processor, records, images):
+        self.processor, self.records, self.images = processor, records, images
+
+    def __call__(self, batch):
+        records = [self.records[item["row"]] for item in batch]
+        rendered = [render(self.processor, r["conversations"]) for r in records]
+        pictures = [[open_image(self.images, name) for name in image_names(r)] for r in records]
+        inputs, _, answers = encode(self.processor, rendered, pictures)
+        inputs["labels"] = inputs["input_ids"].masked_fill(~torch.from_numpy(answers), IGNORED)
+        return dict(inputs)
+
+
+class _ProgressLines(TrainerCallback):
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.progress = Progress(state.max_steps, "finetune", unit="steps", done=state.global_step)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.progress.update(1)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.progress.close()
+
+
+def image_names(record):
+    """Names of a LLaVA record's images: none, one (a string) or several (a list)."""
+    image = record.get("image")
+    return [] if image is None else [image] if isinstance(image, str) else list(image)
+
+
+def _length(record):
+    return sum(len(turn["value"]) for turn in record["conversations"])
+
+
+def _printer():
+    from transformers.trainer_callback import PrinterCallback
+
+    return PrinterCallback
+
+
+def _with_lora(model, lora):
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(
+        model,
+        LoraConfig(
+            r=lora["r"],
+            lora_alpha=lora["alpha"],
+            lora_dropout=lora.get("dropout", 0.05),
+            # The decoder's linear layers; the projector is small and trained whole, as LLaVA does.
+            target_modules=lora.get("target_modules", r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"),
+            modules_to_save=lora.get("modules_to_save", ["multi_modal_projector"]),
+        ),
+    )
+
+
+def _fingerprint(model_name, records, settings, seed):
+    digest = hashlib.sha256(json.dumps([str(model_name), repr(settings), seed]).encode())
+    for path in sorted(Path(model_name).glob("*.safetensors")):
+        # The header names every tensor; the first megabytes tell one training from another
+        # without reading the tens of gigabytes of a large model.
+        with open(path, "rb") as file:
+            digest.update(f"{path.name} {path.stat().st_size}".encode() + file.read(2**22))
+    for record in records:
+        digest.update(str(record.get("id")).encode() + b"\0")
+    return digest.hexdigest()[:16]

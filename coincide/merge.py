@@ -1,0 +1,66 @@
+"""Merge: every shard checked, all of them one dataset in manifest order."""
+
+import logging
+import os
+import shutil
+from pathlib import Path
+
+import pandas as pd
+
+from coincide.files import replacing
+from coincide.manifest import rejected_table
+from coincide.storage import Activations, StorageError, samples_digest
+
+log = logging.getLogger(__name__)
+
+
+def split_rejected(manifest, rejected, shards_rejected):
+    """Take the samples that extraction set aside out of the manifest.
+
+    Args:
+        manifest, rejected: tables of the samples as they were read.
+        shards_rejected: list of rejected tables, one a shard.
+
+    Returns:
+        (manifest, rejected): every row of the input in exactly one of them.
+    """
+    late = pd.concat(shards_rejected, ignore_index=True)
+    kept = manifest[~manifest["position"].isin(late["position"])].reset_index(drop=True)
+    rows = pd.concat([rejected, late]).sort_values("position").to_dict("records")
+    return kept, rejected_table(rows)
+
+
+def merge(manifest, shards, output):
+    """Join shard files to one Parquet dataset: a folder whose files are the shards, linked, not copied.
+
+    Args:
+        manifest: table of the samples that must be there, with columns sample_id and shard.
+        shards: activation file of each shard, shard 0 first.
+        output: folder to write.
+
+    Raises:
+        StorageError: a shard is damaged, misses samples, holds others, or was made by another model.
+    """
+    with replacing(output) as folder:
+        folder.mkdir()
+        first = None
+        for shard, path in enumerate(shards):
+            activations = Activations(path)
+            activations.verify()
+            metadata = activations.metadata[0]
+            expected = manifest.loc[manifest["shard"] == shard, "sample_id"]
+            if metadata["samples"] != len(expected) or metadata["samples_digest"] != samples_digest(expected):
+                raise StorageError(f"{path} does not hold the samples of shard {shard}: delete it and run again")
+            origin = {k: metadata[k] for k in ("model", "revision", "layers", "blocks", "dimension", "dtype")}
+            first = first or origin
+            if origin != first:
+                raise StorageError(f"{path} comes from {origin}, other shards from {first}: delete it and run again")
+            _link(path, folder / f"shard-{shard:05d}.parquet")
+            log.info("shard %d: %d samples", shard, len(expected))
+
+
+def _link(source, target):
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(Path(source), target)

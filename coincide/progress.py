@@ -1,0 +1,47 @@
+"""Progress of long work: a bar on a terminal, a line every few seconds in a job's log."""
+
+import sys
+import time
+
+from tqdm import tqdm
+
+SECONDS_BETWEEN_LINES = 5
+
+
+class Progress:
+    """Counts work done and shows it with rate and time left.
+
+    Args:
+        total: units of work in all.
+        what: what is being done, at the start of each line.
+        unit: name of a unit.
+        done: units that were done before (a resumed job), left out of the rate.
+    """
+
+    def __init__(self, total, what, *, unit="samples", done=0):
+        self.total, self.what, self.unit, self.done, self.initial = total, what, unit, done, done
+        self.start = self.shown = time.monotonic()
+        self.bar = None
+        if sys.stderr.isatty():
+            self.bar = tqdm(total=total, desc=what, unit=f" {unit}", initial=done)
+
+    def update(self, count):
+        """Add `count` finished units."""
+        self.done += count
+        if self.bar is not None:
+            self.bar.update(count)
+        elif time.monotonic() - self.shown >= SECONDS_BETWEEN_LINES or self.done >= self.total:
+            self.shown = time.monotonic()
+            elapsed = self.shown - self.start
+            rate = (self.done - self.initial) / elapsed if elapsed > 0 else 0
+            left = tqdm.format_interval((self.total - self.done) / rate) if rate > 0 else "?"
+            print(
+                f"{self.what}: {self.done:,} of {self.total:,} {self.unit}, {rate:,.1f}/s, {left} left",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def close(self):
+        """End the bar."""
+        if self.bar is not None:
+            self.bar.close()

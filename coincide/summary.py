@@ -1,0 +1,82 @@
+"""Scores of all models, relative performance, and the text that ends a run."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from coincide.evaluate import read_scores
+
+AVERAGE = "average"  # the row over all tasks
+KEYS = ["target", "method", "fraction", "seed"]
+
+
+def read_results(paths):
+    """Scores from evaluation results.
+
+    Args:
+        paths: results.json files at …/<target>/<method>/<fraction>/<seed>/<group>/.
+
+    Returns:
+        table of target, method, fraction, seed, task, metric, score.
+    """
+    rows = []
+    for path in paths:
+        target, method, fraction, seed, _group, _ = Path(path).parts[-6:]
+        for score in read_scores(path):
+            rows.append({"target": target, "method": method, "fraction": float(fraction), "seed": int(seed), **score})
+    return pd.DataFrame(rows).drop_duplicates([*KEYS, "task"])
+
+
+def relative_performance(scores):
+    """Add relative performance and the average over tasks.
+
+    A score's relative performance is score ÷ score of the full-data model of the same target and
+    task, averaged over seeds; the other way round for metrics where lower is better. It is missing
+    where the full-data model scores zero or was not trained, and the average is over the tasks that
+    have one.
+
+    Args:
+        scores: table of `read_results`.
+
+    Returns:
+        table of target, method, fraction, seed, task, metric, score, relative_performance; the
+        rows of task "average" hold the mean of both over tasks.
+
+    Source: Lee, Li, Hwang (EMNLP 2024), section 4.1 (relative performance).
+    """
+    full = scores[scores["method"] == "full"].groupby(["target", "task"])["score"].mean().rename("full")
+    table = scores.join(full, on=["target", "task"])
+    ratio = (table["score"] / table["full"]).where(table["higher_is_better"], table["full"] / table["score"])
+    table["relative_performance"] = ratio.where(
+        (table["full"] != 0) & (table["score"] != 0) | table["higher_is_better"]
+    )
+    table.loc[table["full"] == 0, "relative_performance"] = float("nan")
+    columns = [*KEYS, "task", "metric", "score", "relative_performance"]
+    average = table.groupby(KEYS, as_index=False)[["score", "relative_performance"]].mean()
+    average = average.assign(task=AVERAGE, metric="mean")
+    return pd.concat([table[columns], average[columns]], ignore_index=True).sort_values(
+        [*KEYS, "task"], ignore_index=True
+    )
+
+
+def headline(summary):
+    """One row a method and fraction, averaged over targets and seeds: tasks as columns, the full data first."""
+    table = summary.pivot_table(index=["method", "fraction"], columns="task", values="score", aggfunc="mean")
+    relative = summary[summary["task"] == AVERAGE].groupby(["method", "fraction"])["relative_performance"].mean()
+    table.insert(0, "relative_performance", relative.reindex(table.index))
+    order = sorted(table.index, key=lambda row: (row[0] != "full", row[0] == "random", row[0], -row[1]))
+    return table.loc[order]
+
+
+def as_text(summary, rejected, *, samples, report):
+    """The summary as Markdown: headline table, samples set aside, where the report lies."""
+    table = headline(summary)
+    lines = ["", "| method | data kept | relative performance | average score |", "| --- | --- | --- | --- |"]
+    for (method, fraction), row in table.iterrows():
+        relative = row["relative_performance"]
+        relative = "–" if pd.isna(relative) else f"{relative:.1%}"
+        lines.append(f"| {method} | {fraction:.1%} | {relative} | {row[AVERAGE]:.3f} |")
+    lines += ["", f"{samples:,} samples were offered for selection, {len(rejected):,} were set aside."]
+    lines += [f"- {count:,} × {reason}" for reason, count in rejected["reason"].value_counts().items()]
+    lines += ["", f"Report: {report}", ""]
+    return "\n".join(lines)

@@ -1,0 +1,85 @@
+"""The tables that stages hand on to each other, as DESIGN.md lists their columns."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from coincide.coreset import cluster_stats
+from coincide.files import replacing
+
+
+def clusters_table(sample_ids, clustering):
+    """sample_id, cluster, similarity."""
+    return pd.DataFrame(
+        {"sample_id": sample_ids, "cluster": clustering.labels, "similarity": clustering.similarity}
+    ).astype({"cluster": "int32", "similarity": "float32"})
+
+
+def write_centroids(clustering, path):
+    """Write cluster, size, centroid (a fixed-size list of float32)."""
+    k, d = clustering.centroids.shape
+    values = pa.array(np.ascontiguousarray(clustering.centroids, np.float32).ravel())
+    table = pa.table(
+        {
+            "cluster": pa.array(range(k), pa.int32()),
+            "size": pa.array(np.bincount(clustering.labels, minlength=k), pa.int64()),
+            "centroid": pa.FixedSizeListArray.from_arrays(values, d),
+        }
+    )
+    with replacing(path) as part:
+        pq.write_table(table, part)
+
+
+def read_centroids(path):
+    """(K, d) float32 centroids."""
+    column = pq.read_table(path, columns=["centroid"])["centroid"].combine_chunks()
+    return column.flatten().to_numpy().reshape(len(column), -1)
+
+
+def column_table(name, values):
+    """cluster, and one value of each."""
+    return pd.DataFrame({"cluster": np.arange(len(values), dtype=np.int32), name: values})
+
+
+def read_cluster_stats(centroids, transferability, density, *, temperature):
+    """cluster, size, transferability, density, share, from the files of the stages."""
+    return cluster_stats(
+        pd.read_parquet(centroids, columns=["size"])["size"],
+        pd.read_parquet(transferability)["transferability"].to_numpy(),
+        pd.read_parquet(density)["density"].to_numpy(),
+        temperature=temperature,
+    )
+
+
+def coreset_table(clusters, indices, scores):
+    """sample_id, rank, cluster, score of the picked rows, in their order.
+
+    Args:
+        clusters: the clusters table.
+        indices: (B,) rows picked.
+        scores: (n,) the number that the method ranks by: for coincide transferability / density of
+            the sample's cluster.
+    """
+    return pd.DataFrame(
+        {
+            "sample_id": clusters["sample_id"].to_numpy()[indices],
+            "rank": np.arange(len(indices), dtype=np.int64),
+            "cluster": clusters["cluster"].to_numpy()[indices],
+            "score": np.asarray(scores, dtype=np.float64)[indices],
+        }
+    )
+
+
+def coreset_records(coreset, manifest, records):
+    """The dataset's own records of a coreset, in the dataset's order."""
+    kept = manifest.loc[manifest["sample_id"].isin(coreset["sample_id"]), "position"]
+    return [records[position] for position in sorted(kept)]
+
+
+def write_json(records, path):
+    """Write records as a LLaVA JSON file."""
+    with replacing(path) as part, open(part, "w", encoding="utf-8") as file:
+        json.dump(records, file, ensure_ascii=False, indent=1)

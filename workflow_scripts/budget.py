@@ -1,0 +1,18 @@
+"""Divide the budget of a fraction among the clusters."""
+
+from coincide.jobs import start
+
+start(snakemake.log[0], snakemake.threads)
+
+from coincide.coreset import add_budget
+from coincide.manifest import write_table
+from coincide.tables import read_cluster_stats
+
+stats = read_cluster_stats(
+    snakemake.input.centroids,
+    snakemake.input.transferability,
+    snakemake.input.density,
+    temperature=snakemake.params.temperature,
+)
+stats = add_budget(stats, float(snakemake.wildcards.fraction), temperature=snakemake.params.temperature)
+write_table(stats, snakemake.output[0])

@@ -1,0 +1,16 @@
+"""Density of every cluster."""
+
+from coincide.jobs import start
+
+start(snakemake.log[0], snakemake.threads)
+
+import pandas as pd
+
+from coincide.density import density
+from coincide.manifest import write_table
+from coincide.storage import Activations
+from coincide.tables import column_table
+
+labels = pd.read_parquet(snakemake.input.clusters)["cluster"].to_numpy()
+values = density(Activations(snakemake.input.activations), labels, gamma=snakemake.params.gamma)
+write_table(column_table("density", values), snakemake.output[0])

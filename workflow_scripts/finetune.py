@@ -1,0 +1,20 @@
+"""Finetune the target model on a coreset."""
+
+from coincide.jobs import start
+
+start(snakemake.log[0], snakemake.threads)
+
+from coincide.finetune import TrainingSettings, finetune
+from coincide.manifest import read_records
+
+names = snakemake.wildcards
+finetune(
+    snakemake.params.model,
+    read_records(snakemake.input.coreset),
+    snakemake.input.images,
+    settings=TrainingSettings(**snakemake.config["target_model"]["training"]),
+    seed=int(names.seed),
+    output=snakemake.output[0],
+    checkpoints=f"{snakemake.params.checkpoints}/{names.target}-{names.method}-{names.fraction}-{names.seed}",
+    model_options=snakemake.params.load,
+)

@@ -1,0 +1,26 @@
+"""Write the report that a person looks at: one HTML file that needs no network."""
+
+from coincide.jobs import start
+
+start(snakemake.log[0], snakemake.threads)
+
+import pandas as pd
+
+from coincide.manifest import read_records
+from coincide.report import write_report
+
+inputs = snakemake.input
+write_report(
+    snakemake.output[0],
+    summary=pd.read_parquet(inputs.summary),
+    manifest=pd.read_parquet(inputs.manifest),
+    rejected=pd.read_parquet(inputs.rejected),
+    clusters=pd.read_parquet(inputs.clusters),
+    cluster_stats=pd.read_parquet(inputs.cluster_stats),
+    coreset=pd.read_parquet(inputs.coreset),
+    records=read_records(inputs.annotations),
+    images=inputs.images,
+    figures={name: inputs[name] for name in ("performance", "budgets", "sources", "similarity")},
+    benchmarks=snakemake.params.benchmarks,
+    settings=snakemake.params.settings,
+)

@@ -1,0 +1,24 @@
+"""Scores of every model on every task, and relative performance."""
+
+from coincide.jobs import start
+
+start(snakemake.log[0], snakemake.threads)
+
+import pandas as pd
+
+from coincide.files import replacing
+from coincide.manifest import write_table
+from coincide.summary import as_text, read_results, relative_performance
+
+summary = relative_performance(read_results(snakemake.input.results))
+write_table(summary, snakemake.output.parquet)
+with replacing(snakemake.output.csv) as part:
+    summary.to_csv(part, index=False)
+with replacing(snakemake.output.text) as part:
+    text = as_text(
+        summary,
+        pd.read_parquet(snakemake.input.rejected),
+        samples=len(pd.read_parquet(snakemake.input.manifest, columns=["sample_id"])),
+        report=snakemake.params.report,
+    )
+    part.write_text(text)

@@ -1,0 +1,18 @@
+"""Transferability of every cluster."""
+
+from coincide.jobs import start
+
+start(snakemake.log[0], snakemake.threads)
+
+from coincide.manifest import write_table
+from coincide.storage import Activations
+from coincide.tables import column_table, read_centroids
+from coincide.transferability import transferability
+
+activations = Activations(snakemake.input.activations)
+values = transferability(
+    read_centroids(snakemake.input.centroids),
+    blocks=activations.text_columns if snakemake.params.blocks == "text" else None,
+    exclude_above=snakemake.params.exclude_above,
+)
+write_table(column_table("transferability", values), snakemake.output[0])
