@@ -1,7 +1,7 @@
 """Activations of a reference model: one vector a sample (paper section 3.2; DESIGN step 1)."""
 
 import logging
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import torch
@@ -69,10 +69,8 @@ def features(model, inputs, visual_mask, text_mask, layers):
     Source: Lee, Li, Hwang (EMNLP 2024), section 3.2, and the published code's blocks.
     """
     with torch.inference_mode(), _attention_outputs(model, layers) as outputs:
-        try:
+        with suppress(_Stop):
             model(**inputs, use_cache=False)
-        except _Stop:
-            pass
         blocks = []
         for layer in layers:
             hidden = outputs[layer].float()

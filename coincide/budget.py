@@ -66,10 +66,10 @@ def allocate(scores, sizes, budget, *, temperature=0.1):
     while left > 0:
         open_clusters = np.flatnonzero(given < sizes)
         order = open_clusters[np.argsort(-logits[open_clusters], kind="stable")]
-        # log of the softmax's denominator over each cluster and all after it in the walk; in log
-        # space, since the largest share can be e¹⁰⁰ times the next.
-        rest = np.logaddexp.accumulate(logits[order][::-1])[::-1]
-        for cluster, share in zip(order, np.exp(logits[order] - rest)):
+        for i, cluster in enumerate(order):
+            # The softmax over this cluster and all after it, relative to its own weight: the
+            # largest share can be e¹⁰⁰ times the next, and equal ones stay exactly equal.
+            share = 1 / np.exp(logits[order[i:]] - logits[cluster]).sum()
             amount = min(round(left * share), int(sizes[cluster] - given[cluster]))
             given[cluster] += amount
             left -= amount

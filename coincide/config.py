@@ -65,6 +65,7 @@ class Training(Section):
     learning_rate: Positive
     warmup: Share = Field(0.03, description="share of the steps")
     weight_decay: Annotated[float, Field(ge=0, strict=True)] = 0.0
+    adam_beta2: Annotated[float, Field(gt=0, lt=1, strict=True)] = 0.999
     schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
     dtype: Dtype = Field("float32", description="of the arithmetic; weights stay float32")
     device: Device = "auto"
@@ -271,7 +272,7 @@ def _paths(config):
     if not own_mix and not Path(dataset.annotations).is_file():
         yield f"dataset.annotations: {dataset.annotations} does not exist; give the path of your LLaVA JSON file"
     if dataset.images != f"{MINI_MIX}/images" and not Path(dataset.images).is_dir():
-        yield f"dataset.images: the folder {dataset.images} does not exist; give the folder that image names are relative to"
+        yield f"dataset.images: the folder {dataset.images} does not exist; give the one image names are relative to"
     for key, model in (("reference_model", config.reference_model), ("target_model", config.target_model)):
         built = BUILT_MODELS.get(model.name)
         if built and built not in config.built_models:
@@ -305,7 +306,7 @@ def _sizes(config):
     else:
         return
     if config.clustering.k > n:
-        yield f"clustering.k: {config.clustering.k} clusters of {n} samples; take at most one cluster a sample, better N/66"
+        yield f"clustering.k: {config.clustering.k} clusters of {n} samples; take at most {n}, better {max(n // 66, 1)}"
     if config.dataset.shards > n:
         yield f"dataset.shards: {config.dataset.shards} shards of {n} samples; take fewer"
     for fraction in config.selection.fractions:

@@ -1,4 +1,4 @@
-"""Evaluation with lmms-eval: running its tasks on a model, and a batched model for it."""
+"""Evaluation with lmms-eval: running its tasks on a model, and reading what it writes."""
 
 import json
 import logging
@@ -9,14 +9,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from lmms_eval.models.registry_v2 import ModelManifest
-
 from coincide.files import replacing
 
 log = logging.getLogger(__name__)
-
-# How lmms-eval finds the model below, through the entry point in pyproject.toml.
-MANIFEST = ModelManifest(model_id="coincide", simple_class_path="coincide.lmms_model.BatchedLlava")
 
 
 class EvaluationError(RuntimeError):
@@ -40,8 +35,10 @@ def evaluate(model, tasks, *, output, backend, batch_size, device, dtype, includ
     Raises:
         EvaluationError: lmms-eval failed, or answered for fewer tasks than asked.
     """
-    arguments = f"pretrained={model},device={device},device_map={device},dtype={dtype}"
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        if (Path(model) / "adapter_config.json").is_file():
+            model = _merged(model, dtype, Path(folder) / "merged")
+        arguments = f"pretrained={model},device={device},device_map={device},dtype={dtype}"
         command = [sys.executable, "-m", "lmms_eval", "--model", backend, "--model_args", arguments]
         command += ["--tasks", ",".join(tasks), "--batch_size", str(batch_size)]
         command += ["--output_path", folder, "--log_samples"]
@@ -58,6 +55,16 @@ def evaluate(model, tasks, *, output, backend, batch_size, device, dtype, includ
             for path in Path(folder).rglob("*_samples_*.jsonl"):
                 shutil.copyfile(path, part / "samples" / f"{path.stem.split('_samples_', 1)[1]}.jsonl")
             read_scores(part / "results.json")
+
+
+def _merged(adapter, dtype, folder):
+    """Write an adapter merged into its base model: lmms-eval's models take whole weights."""
+    from coincide.models import load_model
+
+    model, processor = load_model(adapter, dtype=dtype, device="cpu")
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
 
 
 def read_scores(path):

@@ -3,10 +3,12 @@
 import hashlib
 import json
 import logging
+import math
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from datasets import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -31,6 +33,7 @@ class TrainingSettings:
     gradient_accumulation: int = 1
     warmup: float = 0.03
     weight_decay: float = 0.0
+    adam_beta2: float = 0.999
     schedule: str = "cosine"
     dtype: str = "float32"
     device: str = "auto"
@@ -57,24 +60,28 @@ def finetune(model_name, records, images, *, settings, seed, output, checkpoints
         model_options: further arguments of `load_model`.
     """
     torch.manual_seed(seed)
-    model, processor = load_model(model_name, dtype="float32", device=settings.device, **(model_options or {}))
+    place = Path(checkpoints) / _fingerprint(model_name, records, settings, seed)
+    last = _last_checkpoint(place)
+    # The Trainer's own loading of weights passes over names that a checkpoint spells otherwise than
+    # the module, as LLaVA's do, without a word; from_pretrained knows both spellings.
+    start = last if last and not settings.lora else model_name
+    model, processor = load_model(start, dtype="float32", device=settings.device, **(model_options or {}))
     if settings.lora:
         model = _with_lora(model, settings.lora)
     if settings.gradient_checkpointing:
-        model.enable_input_require_grads()
-    place = Path(checkpoints) / _fingerprint(model_name, records, settings, seed)
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     on_cpu = pick_device(settings.device).type == "cpu"
     trainer = Trainer(
         model=model,
         args=TrainingArguments(
             output_dir=str(place),
-            num_train_epochs=settings.epochs,
+            num_train_epochs=1,  # the order below holds all of them
             per_device_train_batch_size=settings.batch_size,
             gradient_accumulation_steps=settings.gradient_accumulation,
-            gradient_checkpointing=settings.gradient_checkpointing,
             learning_rate=settings.learning_rate,
             warmup_steps=settings.warmup,
             weight_decay=settings.weight_decay,
+            adam_beta2=settings.adam_beta2,
             lr_scheduler_type=settings.schedule,
             bf16=settings.dtype == "bfloat16",
             fp16=settings.dtype == "float16",
@@ -82,7 +89,7 @@ def finetune(model_name, records, images, *, settings, seed, output, checkpoints
             dataloader_num_workers=settings.loader_workers,
             dataloader_pin_memory=not on_cpu,
             remove_unused_columns=False,
-            train_sampling_strategy="group_by_length",
+            train_sampling_strategy="sequential",
             logging_steps=10,
             logging_strategy="steps",
             save_strategy="steps",
@@ -94,25 +101,52 @@ def finetune(model_name, records, images, *, settings, seed, output, checkpoints
             seed=seed,
             data_seed=seed,
         ),
-        train_dataset=Dataset.from_dict({"row": range(len(records)), "length": [_length(r) for r in records]}),
+        train_dataset=Dataset.from_dict({"row": training_order(records, settings.epochs, settings.batch_size, seed)}),
         data_collator=_Collator(processor, records, images),
         processing_class=processor,
     )
     trainer.pop_callback(_printer())
     trainer.add_callback(_ProgressLines())
-    found = sorted(place.glob("checkpoint-*/trainer_state.json"), key=lambda p: int(p.parent.name.split("-")[1]))
-    if found:
-        log.info("going on from %s", found[-1].parent)
-    trainer.train(resume_from_checkpoint=str(found[-1].parent) if found else None)
+    if last:
+        log.info("going on from %s", last)
+    trainer.train(resume_from_checkpoint=str(last) if last else None)
     with replacing(output) as folder:
         model.save_pretrained(folder)
-        if settings.lora:
-            model.get_base_model().config.save_pretrained(folder)  # so that the folder loads as a model does
         processor.save_pretrained(folder)
         trainer.state.save_to_json(str(folder / "trainer_state.json"))
         lines = (json.dumps(entry) for entry in trainer.state.log_history)
         (folder / "training_log.jsonl").write_text("\n".join(lines) + "\n")
     shutil.rmtree(place, ignore_errors=True)
+
+
+def _last_checkpoint(folder):
+    # A checkpoint is complete when its state is there: the Trainer writes that last.
+    found = folder.glob("checkpoint-*/trainer_state.json")
+    return max((p.parent for p in found), key=lambda p: int(p.name.split("-")[1]), default=None)
+
+
+def training_order(records, epochs, batch_size, seed):
+    """Rows in the order of training, all epochs one after the other.
+
+    Shuffled anew each epoch, batches of like length: less padding. Written down beforehand, so that
+    a resumed training sees what the undisturbed one would have seen.
+
+    Returns:
+        list of round(epochs · len(records)) rows; each epoch holds every row once.
+    """
+    lengths = np.array([sum(len(turn["value"]) for turn in record["conversations"]) for record in records])
+    order = []
+    for epoch in range(math.ceil(epochs)):
+        rng = np.random.default_rng([seed, epoch])
+        shuffled = rng.permutation(len(records))
+        pools = [shuffled[i : i + 50 * batch_size] for i in range(0, len(shuffled), 50 * batch_size)]
+        pools = [pool[np.argsort(lengths[pool], kind="stable")] for pool in pools]
+        batches = [pool[i : i + batch_size] for pool in pools for i in range(0, len(pool), batch_size)]
+        short = [batch for batch in batches if len(batch) < batch_size]  # last, so that batches stay aligned
+        whole = [batch for batch in batches if len(batch) == batch_size]
+        order += [row for i in rng.permutation(len(whole)) for row in whole[i].tolist()]
+        order += [row for batch in short for row in batch.tolist()]
+    return order[: round(epochs * len(records))]
 
 
 class _Collator:
@@ -143,10 +177,6 @@ def image_names(record):
     """Names of a LLaVA record's images: none, one (a string) or several (a list)."""
     image = record.get("image")
     return [] if image is None else [image] if isinstance(image, str) else list(image)
-
-
-def _length(record):
-    return sum(len(turn["value"]) for turn in record["conversations"])
 
 
 def _printer():

@@ -1,5 +1,6 @@
 """Loading models and processors, and building the small ones that the demo reads and trains."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -44,6 +45,8 @@ def pick_device(name):
 def load_model(name, *, revision=None, dtype="float32", device="auto", trust_remote_code=False):
     """Load model and processor from a folder or the hub, safetensors only, in evaluation mode.
 
+    A folder that holds an adapter (peft) is loaded with its base model, and merged into it.
+
     Returns:
         (model, processor)
 
@@ -51,7 +54,13 @@ def load_model(name, *, revision=None, dtype="float32", device="auto", trust_rem
         OSError: no such model, or no safetensors weights.
     """
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
-    model = AutoModelForImageTextToText.from_pretrained(name, dtype=DTYPES[dtype], use_safetensors=True, **options)
+    adapter = Path(name) / "adapter_config.json"
+    base = json.loads(adapter.read_text())["base_model_name_or_path"] if adapter.is_file() else name
+    model = AutoModelForImageTextToText.from_pretrained(base, dtype=DTYPES[dtype], use_safetensors=True, **options)
+    if adapter.is_file():
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, name).merge_and_unload()
     return model.to(pick_device(device)).eval(), load_processor(name, **options)
 
 

@@ -17,7 +17,7 @@ rule activations:
         "../envs/extract.yaml"
     threads: share_of_cores
     params:
-        model=cfg.reference_model.name,
+        model=lambda wildcards: cfg.reference_model.name,
         load=load_options(cfg.reference_model),
         layers=cfg.reference_model.layers,
         dtype=cfg.reference_model.dtype,

@@ -16,7 +16,7 @@ rule finetune_model:
         "../envs/finetune.yaml"
     threads: share_of_cores
     params:
-        model=cfg.target_model.name,
+        model=lambda wildcards: cfg.target_model.name,
         load=load_options(cfg.target_model),
         training=cfg.target_model.training.model_dump(
             exclude={"device", "save_every", "loader_workers"}

@@ -1,0 +1,136 @@
+"""Small models, datasets and workflow folders that several tests share."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+REPO = Path(__file__).resolve().parent.parent
+SHAPE = {
+    "vocabulary": 400,
+    "image_size": 32,
+    "patch_size": 8,
+    "vision_hidden": 16,
+    "vision_layers": 2,
+    "hidden": 32,
+    "layers": 4,
+    "heads": 2,
+}
+
+
+def make_record(i, *, image=True, turns=1, words=3):
+    """A LLaVA record with a conversation whose length follows from its arguments."""
+    conversations = []
+    for turn in range(turns):
+        mark = "<image>\n" if image and turn == 0 else ""
+        question = " ".join(["what", "is", f"thing{i}"] + ["really"] * words)
+        conversations += [
+            {"from": "human", "value": mark + question + "?"},
+            {"from": "gpt", "value": f"answer {i} {turn}"},
+        ]
+    record = {"id": f"s{i}", "conversations": conversations}
+    return {**record, "image": f"folder/{i}.png"} if image else record
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory):
+    """(records, images folder): 24 records of mixed lengths, a third of them without an image."""
+    folder = tmp_path_factory.mktemp("tiny-data") / "images"
+    (folder / "folder").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    records = []
+    for i in range(24):
+        record = make_record(i, image=i % 3 > 0, turns=1 + i % 2, words=int(rng.integers(0, 12)))
+        if "image" in record:
+            pixels = rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / record["image"])
+        records.append(record)
+    return records, folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory, tiny_data):
+    """Folder of a small untrained LLaVA with its processor."""
+    from coincide.models import CHAT_TEMPLATE, build_model
+
+    folder = tmp_path_factory.mktemp("tiny-model") / "model"
+    texts = [turn["value"] for record in tiny_data[0] for turn in record["conversations"]]
+    build_model([CHAT_TEMPLATE, *texts], shape=SHAPE, seed=0, output=folder)
+    return folder
+
+
+class Workplace:
+    """A folder to run the workflow in, with the repository's files linked into it."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        for name in ("Snakefile", "rules", "workflow_scripts", "config", "config.yaml", "docs", "envs", "profiles"):
+            (folder / name).symlink_to(REPO / name)
+
+    def command(self, *arguments, config=REPO / "tests/config/small.yaml"):
+        """The command line of Snakemake with the local profile."""
+        snakemake = Path(sys.executable).parent / "snakemake"
+        return [str(snakemake), "--profile", "profiles/local", "--configfile", str(config), *map(str, arguments)]
+
+    def start(self, *arguments, log, **options):
+        """Start Snakemake in a session of its own and return the process."""
+        with open(self.folder / log, "w") as file:
+            return subprocess.Popen(
+                self.command(*arguments, **options),
+                cwd=self.folder,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env=environment(),
+            )
+
+    def run(self, *arguments, timeout=900, **options):
+        """Run Snakemake to its end: (exit code, output)."""
+        done = subprocess.run(
+            self.command(*arguments, **options),
+            cwd=self.folder,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=timeout,
+            env=environment(),
+            check=False,
+        )
+        return done.returncode, done.stdout
+
+    def __truediv__(self, path):
+        return self.folder / path
+
+
+def environment():
+    """Environment of a run: no hub, and the Python that runs the tests first on the path."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "HF_HUB_OFFLINE": "1"}
+
+
+@pytest.fixture
+def workplace(tmp_path):
+    """An empty workplace."""
+    return Workplace(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A workplace where the small config ran undisturbed."""
+    place = Workplace(tmp_path_factory.mktemp("finished"))
+    code, output = place.run()
+    assert code == 0, output
+    place.output = output
+    return place
+
+
+def write_dataset(folder, records):
+    """Write records as LLaVA JSON and return the path."""
+    path = Path(folder) / "data.json"
+    path.write_text(json.dumps(records))
+    return path

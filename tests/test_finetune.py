@@ -1,0 +1,163 @@
+"""Finetuning: what the loss sees, resuming, adapters, and evaluation of what comes out."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from coincide import finetune as module
+from coincide.finetune import TrainingSettings, finetune
+from coincide.models import load_model, load_processor
+
+SETTINGS = TrainingSettings(epochs=2, batch_size=4, learning_rate=1e-3, device="cpu", save_every=3)
+
+
+def weights(folder):
+    return {k: v for f in sorted(folder.glob("*.safetensors")) for k, v in load_file(f).items()}
+
+
+def run(tiny_model, tiny_data, folder, name, **changes):
+    records, images = tiny_data
+    settings = TrainingSettings(**{**vars(SETTINGS), **changes})
+    finetune(
+        tiny_model, records, images, settings=settings, seed=1, output=folder / name, checkpoints=folder / "checkpoints"
+    )
+    return folder / name
+
+
+@pytest.mark.parametrize("lora", [None, {"r": 4, "alpha": 8, "dropout": 0.1}], ids=["all weights", "lora"])
+def test_a_killed_training_goes_on_and_ends_the_same(tiny_model, tiny_data, tmp_path, monkeypatch, lora):
+    whole = run(tiny_model, tiny_data, tmp_path, "whole", lora=lora)
+
+    class Killed(Exception):
+        pass
+
+    def stop(self, args, state, control, **kwargs):
+        if state.global_step == 8:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module._ProgressLines, "on_step_end", stop)
+        with pytest.raises(Killed):
+            run(tiny_model, tiny_data, tmp_path, "killed", lora=lora)
+    assert not (tmp_path / "killed").exists()
+    left = list((tmp_path / "checkpoints").rglob("checkpoint-*"))
+    assert [p.name for p in left] == ["checkpoint-6"]
+    resumed = run(tiny_model, tiny_data, tmp_path, "killed", lora=lora)
+    for name, value in weights(whole).items():
+        torch.testing.assert_close(weights(resumed)[name], value, rtol=1e-5, atol=1e-6)
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+    log = [json.loads(line) for line in (resumed / "training_log.jsonl").read_text().splitlines()]
+    assert log[-1]["step"] == 12
+    assert (resumed / "trainer_state.json").exists()
+    assert not list(resumed.glob("*.bin")) + list(resumed.glob("*.pt")) + list(resumed.glob("*.pkl"))
+
+
+def test_every_epoch_holds_every_row_once_in_batches_of_like_length(tiny_data):
+    records, _ = tiny_data
+    order = module.training_order(records, 2.5, 5, seed=0)
+    assert len(order) == 60
+    assert sorted(order[:24]) == sorted(order[24:48]) == list(range(24))
+    assert order[:24] != order[24:48]
+    assert len(set(order[48:])) == 12
+    assert order == module.training_order(records, 2.5, 5, seed=0)
+    length = [sum(len(t["value"]) for t in r["conversations"]) for r in records]
+    spread = [np.ptp([length[r] for r in order[i : i + 5]]) for i in range(0, 20, 5)]
+    assert np.mean(spread) < np.ptp(length) / 2
+
+
+def test_checkpoints_of_other_settings_are_not_taken_up(tiny_model, tiny_data, tmp_path):
+    records, _ = tiny_data
+    marks = {
+        module._fingerprint(tiny_model, records, SETTINGS, 1),
+        module._fingerprint(tiny_model, records, SETTINGS, 2),
+        module._fingerprint(tiny_model, records[1:], SETTINGS, 1),
+        module._fingerprint(tiny_model, records, TrainingSettings(**{**vars(SETTINGS), "epochs": 3}), 1),
+    }
+    assert len(marks) == 4
+
+
+def test_the_loss_sees_answers_alone(tiny_model, tiny_data):
+    processor = load_processor(tiny_model)
+    records, images = tiny_data
+    batch = module._Collator(processor, records, images)([{"row": i} for i in range(6)])
+    for i in range(6):
+        labels = batch["labels"][i]
+        said = processor.tokenizer.decode(labels[labels != -100])
+        turns = [t["value"] for t in records[i]["conversations"] if t["from"] == "gpt"]
+        assert said == "".join(f" {t}</s>" for t in turns)
+
+
+def test_training_lowers_the_loss(tiny_model, tiny_data, tmp_path):
+    folder = run(tiny_model, tiny_data, tmp_path, "m", epochs=30.0, learning_rate=3e-3, save_every=1000)
+    losses = [json.loads(line) for line in (folder / "training_log.jsonl").read_text().splitlines()]
+    losses = [entry["loss"] for entry in losses if "loss" in entry]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_adapters_are_saved_small_and_load_as_a_model(tiny_model, tiny_data, tmp_path):
+    lora = {"r": 4, "alpha": 8, "dropout": 0.0}
+    base = tmp_path / "base"
+    shutil.copytree(tiny_model, base)
+    folder = run(base, tiny_data, tmp_path, "adapter", lora=lora, gradient_checkpointing=True)
+    assert (folder / "adapter_model.safetensors").exists()
+    assert not (folder / "model.safetensors").exists()
+    tuned, processor = load_model(str(folder), device="cpu")
+    untuned, _ = load_model(base, device="cpu")
+    inputs = processor(text="<s>what is thing1?", add_special_tokens=False, return_tensors="pt")
+    with torch.inference_mode():
+        difference = (tuned(**inputs).logits - untuned(**inputs).logits).abs().max()
+    assert difference > 1e-4
+    names = load_file(folder / "adapter_model.safetensors")
+    assert all("language_model" in name or "multi_modal_projector" in name for name in names)
+    changed = {n for n, p in tuned.named_parameters() if not torch.equal(p, untuned.get_parameter(n))}
+    assert not [name for name in changed if "vision" in name]
+    assert [name for name in changed if "q_proj" in name]
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory):
+    """Evaluation questions of the mini-mix, laid out as its task files expect."""
+    from coincide.mini_mix import write_mini_mix
+
+    folder = tmp_path_factory.mktemp("evaluation")
+    write_mini_mix(folder / "resources/mini-mix", samples=200, pretrain_samples=50, test_samples=12, seed=0)
+    return folder
+
+
+def test_batched_answers_are_those_of_llava_hf_one_by_one(tiny_model, tiny_data, questions, tmp_path, monkeypatch):
+    """The whole of lmms-eval, three times: the batched model, the same at batch size 1, and llava_hf."""
+    from conftest import REPO
+
+    from coincide.evaluate import EvaluationError, evaluate, read_scores
+
+    monkeypatch.chdir(questions)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    model = run(tiny_model, tiny_data, tmp_path, "m", epochs=8.0, learning_rate=3e-3, save_every=1000)
+    tasks = ["mini_mix_easy_vqa", "mini_mix_bar_chart"]  # llava_hf can't take questions without an image
+
+    def ask(name, backend, batch_size, tasks):
+        options = {"device": "cpu", "dtype": "float32", "include_path": REPO / "config/tasks"}
+        evaluate(model, tasks, output=tmp_path / name, backend=backend, batch_size=batch_size, **options)
+        answers = {}
+        for path in sorted((tmp_path / name / "samples").iterdir()):
+            for line in path.read_text().splitlines():
+                sample = json.loads(line)
+                answers[path.stem, sample["doc_id"]] = sample["filtered_resps"]
+        return answers, {row["task"]: row["score"] for row in read_scores(tmp_path / name / "results.json")}
+
+    batched, scores = ask("batched", "coincide", 8, [*tasks, "mini_mix_text_only"])
+    single, _ = ask("single", "coincide", 1, [*tasks, "mini_mix_text_only"])
+    theirs, their_scores = ask("theirs", "llava_hf", 1, tasks)
+    assert len(batched) == 36
+    assert batched == single
+    strip = lambda answer: [text.strip() for text in answer]  # noqa: E731
+    assert {k: strip(v) for k, v in theirs.items()} == {k: v for k, v in batched.items() if k in theirs}
+    assert {task: scores[task] for task in tasks} == their_scores
+    assert len({tuple(v) for v in batched.values()}) > 1  # the model does say different things
+    assert np.isfinite(list(scores.values())).all()
+    with pytest.raises(EvaluationError, match="ended with code"):
+        ask("none", "coincide", 1, ["no_such_task"])
