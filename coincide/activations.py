@@ -5,6 +5,7 @@ from contextlib import contextmanager, suppress
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 
 from coincide.chat import ChatError, encode, fixed_prefix, render
 from coincide.finetune import image_names
@@ -146,17 +147,19 @@ def extract(
             return rendered, pictures
         except ImageError as error:
             reject(sample, error.reason, str(error))
-        except ChatError as error:
-            reject(sample, "image token count mismatch", str(error))
+        except (ChatError, TemplateError) as error:
+            reject(sample, "malformed turns", f"the model's chat template refuses it: {error}")
         return None
 
     def run(batch, prepared, rows):
         """Fill `rows` for the samples of a batch; where the batch does not go through, one by one."""
         try:
             inputs, text_mask, _ = encode(processor, [p[0] for p in prepared], [p[1] for p in prepared])
-        except ChatError as error:
+        except Exception as error:  # whatever a processor says of one sample must not end the shard
             if len(batch) == 1:
-                reject(batch[0], "image token count mismatch", str(error))
+                known = isinstance(error, ChatError)
+                reason = "image token count mismatch" if known else "unreadable image"
+                reject(batch[0], reason, str(error) if known else f"{type(error).__name__}: {error}")
                 return
             for sample, one in zip(batch, prepared):
                 run([sample], [one], rows)

@@ -60,6 +60,12 @@ def render(processor, conversations):
             if not (after.startswith(before) and text.startswith(after)):
                 raise ChatError("the chat template does not keep earlier turns as they are")
             answers.append((len(before), len(after)))
+    # Templates that are made for chatting leave the end of the last turn out; a model that is
+    # trained must see it, and LLaVA's own training format has it.
+    end = processor.tokenizer.eos_token
+    if answers and end and not text.rstrip().endswith(end):
+        text = text.rstrip() + end
+        answers[-1] = (answers[-1][0], len(text))
     return Rendered(text, tuple(answers))
 
 

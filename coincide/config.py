@@ -177,7 +177,7 @@ class Evaluation(Section):
     include_path: StrictStr | None = Field(None, description="folder of further lmms-eval task files")
     backend: StrictStr = Field("coincide", description="lmms-eval model class: coincide (batched), or one of its own")
     batch_size: Count = 32
-    device: Literal["cpu", "cuda"] = "cpu"
+    device: Device = "auto"
     dtype: Dtype = "float32"
     limit: Count | None = Field(None, description="first questions of each task alone, for a look")
 

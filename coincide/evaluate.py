@@ -1,6 +1,5 @@
-"""Evaluation with lmms-eval: running its tasks on a model, and reading what it writes."""
+"""Evaluation with lmms-eval: running its tasks on a model."""
 
-import json
 import logging
 import os
 import shutil
@@ -10,12 +9,10 @@ import tempfile
 from pathlib import Path
 
 from coincide.files import replacing
+from coincide.models import load_model, pick_device
+from coincide.results import EvaluationError, read_scores
 
 log = logging.getLogger(__name__)
-
-
-class EvaluationError(RuntimeError):
-    """lmms-eval ended with an error."""
 
 
 def evaluate(model, tasks, *, output, backend, batch_size, device, dtype, include_path=None, limit=None, scratch=None):
@@ -38,6 +35,7 @@ def evaluate(model, tasks, *, output, backend, batch_size, device, dtype, includ
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         if (Path(model) / "adapter_config.json").is_file():
             model = _merged(model, dtype, Path(folder) / "merged")
+        device = pick_device(device)
         arguments = f"pretrained={model},device={device},device_map={device},dtype={dtype}"
         command = [sys.executable, "-m", "lmms_eval", "--model", backend, "--model_args", arguments]
         command += ["--tasks", ",".join(tasks), "--batch_size", str(batch_size)]
@@ -59,41 +57,7 @@ def evaluate(model, tasks, *, output, backend, batch_size, device, dtype, includ
 
 def _merged(adapter, dtype, folder):
     """Write an adapter merged into its base model: lmms-eval's models take whole weights."""
-    from coincide.models import load_model
-
     model, processor = load_model(adapter, dtype=dtype, device="cpu")
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
-
-
-def read_scores(path):
-    """Scores in an lmms-eval results.json.
-
-    The score of a task is its first metric in the task file's own list, as lmms-eval reports it.
-
-    Returns:
-        list of dicts of task, metric, score, higher_is_better.
-
-    Raises:
-        EvaluationError: a task without a score.
-    """
-    report = json.loads(Path(path).read_text())
-    rows = []
-    for task, values in report["results"].items():
-        if task in report.get("group_subtasks", {}) and report["group_subtasks"][task]:
-            continue  # a group's own line
-        metrics = report["configs"][task]["metric_list"]
-        metric = metrics[0]["metric"]
-        score = next((v for k, v in values.items() if k.split(",")[0] == metric and isinstance(v, int | float)), None)
-        if score is None:
-            raise EvaluationError(f"{path} has no {metric} of task {task}")
-        rows.append(
-            {
-                "task": task,
-                "metric": metric,
-                "score": float(score),
-                "higher_is_better": bool(metrics[0].get("higher_is_better", True)),
-            }
-        )
-    return rows

@@ -1,5 +1,6 @@
 """What every job of the workflow does first, and the lock that a run holds."""
 
+import errno
 import fcntl
 import logging
 import os
@@ -29,7 +30,10 @@ def hold_run(folder):
     file = open(path, "a+")  # noqa: SIM115 - stays open: the lock lives as long as the file
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as error:
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            logging.warning("%s cannot be locked (%s): take care not to start a second run on it", folder, error)
+            return
         file.seek(0)
         holder = file.read().strip() or "another process"
         raise RunIsLocked(

@@ -6,6 +6,7 @@ import json
 import torch
 from lmms_eval.models.simple.llava_hf import DEFAULT_IMAGE_TOKEN, LlavaHf
 
+from coincide.chat import to_messages
 from coincide.progress import Progress
 
 
@@ -23,7 +24,7 @@ class BatchedLlava(LlavaHf):
             context, options, doc_to_visual, doc_id, task, split = request.args
             visuals = doc_to_visual(self.task_dict[task][split][doc_id])
             text = self._prompt(context, len(visuals))
-            tokens = len(self.tokenizer(text)["input_ids"])
+            tokens = len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
             # Images of one size each, since the number of visual tokens may follow from the size.
             key = (tokens, tuple(v.size for v in visuals), json.dumps(options, sort_keys=True, default=str))
             jobs.setdefault(key, []).append((index, text, request))
@@ -40,12 +41,12 @@ class BatchedLlava(LlavaHf):
         return answers
 
     def _prompt(self, context, images):
-        if DEFAULT_IMAGE_TOKEN not in context and images:
+        # The same rendering as in training: the processor's own template, images as parts of the turn.
+        if DEFAULT_IMAGE_TOKEN not in context:
             context = " ".join([DEFAULT_IMAGE_TOKEN] * images) + "\n" + context
-        message = {"role": "user", "content": context}
-        if self.tokenizer.chat_template is None:
-            self.tokenizer.chat_template = self.chat_template or self._image_processor.chat_template
-        return self.tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+        messages = to_messages([{"from": "human", "value": context}])
+        options = {"chat_template": self.chat_template} if self.chat_template else {}
+        return self._image_processor.apply_chat_template(messages, add_generation_prompt=True, **options)
 
     def _answer(self, batch):
         visuals = []

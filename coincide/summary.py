@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from coincide.evaluate import read_scores
+from coincide.results import read_scores
 
 AVERAGE = "average"  # the row over all tasks
 KEYS = ["target", "method", "fraction", "seed"]

@@ -100,6 +100,5 @@ rule report:
         "../envs/report.yaml"
     params:
         benchmarks=f"{RUN}/benchmarks",
-        settings=cfg.model_dump(),
     script:
         "../workflow_scripts/report.py"

@@ -132,7 +132,8 @@ def test_batched_answers_are_those_of_llava_hf_one_by_one(tiny_model, tiny_data,
     """The whole of lmms-eval, three times: the batched model, the same at batch size 1, and llava_hf."""
     from conftest import REPO
 
-    from coincide.evaluate import EvaluationError, evaluate, read_scores
+    from coincide.evaluate import evaluate
+    from coincide.results import EvaluationError, read_scores
 
     monkeypatch.chdir(questions)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -22,5 +22,5 @@ write_report(
     images=inputs.images,
     figures={name: inputs[name] for name in ("performance", "budgets", "sources", "similarity")},
     benchmarks=snakemake.params.benchmarks,
-    settings=snakemake.params.settings,
+    settings=snakemake.config,
 )
