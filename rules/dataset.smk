@@ -38,7 +38,6 @@ rule manifest:
         duplicate_ids=cfg.dataset.duplicate_ids,
         decode_images=cfg.dataset.decode_images,
         max_rejected=cfg.dataset.max_rejected,
-        k=cfg.clustering.k,
     script:
         "../workflow_scripts/manifest.py"
 

@@ -75,7 +75,7 @@ class Workplace:
     def command(self, *arguments, config=REPO / "tests/config/small.yaml"):
         """The command line of Snakemake with the local profile."""
         snakemake = Path(sys.executable).parent / "snakemake"
-        return [str(snakemake), "--profile", "profiles/local", "--configfile", str(config), *map(str, arguments)]
+        return [str(snakemake), *map(str, arguments), "--profile", "profiles/local", "--configfile", str(config)]
 
     def start(self, *arguments, log, **options):
         """Start Snakemake in a session of its own and return the process."""

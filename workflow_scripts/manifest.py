@@ -11,7 +11,7 @@ manifest, rejected = build_manifest(
     records,
     snakemake.input.images,
     shards=snakemake.params.shards,
-    clusters=snakemake.params.k,
+    clusters=snakemake.config["clustering"]["k"],  # looked at early, but the manifest does not depend on it
     duplicate_ids=snakemake.params.duplicate_ids,
     decode_images=snakemake.params.decode_images,
     threads=snakemake.threads,
