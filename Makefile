@@ -1,6 +1,10 @@
 # make demo: the main job, on the default config. make test: all tests. Each does its own set-up.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+# Snakemake does not quote the path of its Python
+ifneq ($(word 2,$(CURDIR)),)
+$(error this folder's path has a space in it, and Snakemake cannot run scripts from there: move it to a path without)
+endif
 VENV := .venv
 BIN := $(VENV)/bin
 CONFIG ?=

@@ -6,6 +6,8 @@ reader still opens the file. Dimension and dtype stand in the file's metadata.
 
 import hashlib
 import json
+import os
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +115,60 @@ class Activations:
             for group in range(reader.num_row_groups):
                 yield _rows(reader.read_row_group(group, columns=["activation"])["activation"], self.dimension)
 
+    def rows(self, indices):
+        """Fetch rows by position, in the order asked, reading no more of the files than these rows.
+
+        Args:
+            indices: (n,) row positions in 0..len-1.
+
+        Returns:
+            (n, d) float16 array.
+        """
+        indices = np.asarray(indices, dtype=np.int64)
+        result = np.empty((len(indices), self.dimension), DTYPE)
+        groups = np.searchsorted(self._starts, indices, side="right") - 1
+        for group in np.unique(groups):
+            wanted = np.flatnonzero(groups == group)
+            self._fetch(group, indices[wanted] - self._starts[group], result, wanted)
+        return result
+
+    @cached_property
+    def _groups(self):
+        """(file, row group in it, place of the first row's bytes, rows) of every row group.
+
+        The place is None where the rows do not lie side by side in the file.
+        """
+        groups = []
+        for file in self.files:
+            metadata = pq.read_metadata(file)
+            for number in range(metadata.num_row_groups):
+                chunk = metadata.row_group(number).column(1)
+                size = metadata.row_group(number).num_rows * self.dimension * DTYPE.itemsize
+                place = None
+                if chunk.compression == "UNCOMPRESSED" and _page_size(file, chunk.data_page_offset) == size:
+                    place = chunk.data_page_offset + chunk.total_compressed_size - size
+                groups.append((file, number, place, metadata.row_group(number).num_rows))
+        return groups
+
+    @cached_property
+    def _starts(self):
+        return np.cumsum([0] + [rows for *_, rows in self._groups])[:-1]
+
+    def _fetch(self, group, inside, result, wanted):
+        file, number, place, _ = self._groups[group]
+        if place is None:
+            block = _rows(
+                pq.ParquetFile(file).read_row_group(number, columns=["activation"])["activation"], self.dimension
+            )
+            result[wanted] = block[inside]
+            return
+        width = self.dimension * DTYPE.itemsize
+        with open(file, "rb", buffering=0) as source:
+            for row, target in zip(inside, wanted):
+                got = os.preadv(source.fileno(), [result[target]], place + int(row) * width)
+                if got != width:
+                    raise StorageError(f"{file} ends before its rows do: delete it and run again")
+
     @property
     def sample_ids(self):
         """(n,) sample ids in row order."""
@@ -146,6 +202,21 @@ def _metadata(file):
         return json.loads(pq.read_metadata(file).metadata[b"coincide"])
     except (OSError, pa.ArrowException, KeyError, TypeError) as error:
         raise StorageError(f"{file} is not a whole activation file ({error}): delete it and run again") from None
+
+
+def _page_size(file, offset):
+    """Size of the data page at an offset, from the two first fields of its header (Thrift, compact)."""
+    with open(file, "rb") as source:
+        source.seek(offset)
+        header = source.read(16)
+    if not header.startswith(b"\x15\x00\x15"):  # field 1, type: data page; field 2, size
+        return None
+    value = 0
+    for place, byte in enumerate(header[3:]):
+        value |= (byte & 0x7F) << (7 * place)
+        if byte < 0x80:
+            break
+    return value >> 1  # zigzag
 
 
 def _rows(column, dimension):

@@ -100,3 +100,26 @@ def test_every_row_is_in_exactly_one_table_after_the_merge(shards):
     kept, rejected = split_rejected(manifest, early, [rejected_table([row(3)]), rejected_table([row(7), row(8)])])
     assert rejected["position"].tolist() == [3, 7, 8, 12]
     assert kept["position"].tolist() == [0, 1, 2, 4, 5, 6, 9]
+
+
+@pytest.mark.parametrize("layout", ["ours", "many pages", "compressed", "dictionary"])
+def test_rows_by_position_whatever_the_layout(shards, tmp_path, layout):
+    _, rows, paths = shards
+    options = {
+        "ours": None,
+        "many pages": {"data_page_size": 16, "write_batch_size": 1, "compression": "none", "use_dictionary": False},
+        "compressed": {"compression": "zstd", "use_dictionary": False},
+        "dictionary": {"compression": "none", "use_dictionary": True},
+    }[layout]
+    folder = tmp_path / "all"
+    folder.mkdir()
+    for path in paths:
+        if options:  # the same table, as another writer may lay it out
+            table, metadata = pq.read_table(path), pq.read_metadata(path).metadata
+            pq.write_table(table.replace_schema_metadata(metadata), path, row_group_size=4, **options)
+        path.rename(folder / path.name)
+    stored = Activations(folder)
+    assert [place is not None for _, _, place, _ in stored._groups] == [layout == "ours"] * 3
+    order = np.array([9, 0, 3, 3, 6, 5])
+    assert stored.rows(order).tobytes() == rows[order].tobytes()
+    assert stored.rows([]).shape == (0, 8)
