@@ -6,12 +6,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from coincide.rows import as_matrix, unit_rows
+from coincide.progress import Progress
+from coincide.rows import Rows, unit_rows
 
 log = logging.getLogger(__name__)
 
-ROWS_PER_BLOCK = 16384  # rows compared with all centroids at once
+ROWS_PER_BLOCK = 2048  # rows compared with all centroids at once
+IN_MEMORY_AT_MOST = 8 * 2**30  # bytes of float32 rows for which "auto" takes faiss
 REPAIR_ROUNDS = 10
+SAME = 1e-6  # a row this close to its centroid is not worth a cluster of its own
+STALLED = 1e-7  # gain in mean similarity below which another iteration is not worth it
 
 
 @dataclass(frozen=True)
@@ -32,16 +36,18 @@ class Clustering:
 def spherical_kmeans(x, k, *, iterations=50, seed=0, backend="auto"):
     """Cluster rows on the unit sphere: assign by the largest dot product, centroids are normalised sums.
 
-    A cluster that ends empty is re-seeded by splitting the largest one. Where x has fewer distinct
+    A cluster that is left empty gets the row that is farthest from its own centroid. Where x has fewer distinct
     rows than k, clusters stay empty: they are removed and a warning says how many are left.
 
     Args:
-        x: (n, d) float16 or float32 array, or an iterable of row blocks. Rows are scaled to unit norm.
+        x: (n, d) float16 or float32 array, an iterable of row blocks, or activations on disk
+            (`coincide.storage.Activations`). Rows are scaled to unit norm.
         k: number of clusters, 1 <= k <= n.
-        iterations: Lloyd iterations.
+        iterations: Lloyd iterations at most.
         seed: of the initial rows.
-        backend: "faiss" (CPU), "cuml" (GPU), or "auto": cuml where a CUDA device and cuml are at
-            hand, else faiss.
+        backend: "faiss" (CPU, rows in memory as float32), "stream" (CPU, a block of rows at a time,
+            ends early when the objective stalls), "cuml" (GPU), or "auto": cuml where a CUDA device
+            and cuml are at hand, else faiss up to 8 GiB of float32 rows, else stream.
 
     Returns:
         Clustering.
@@ -56,58 +62,115 @@ def spherical_kmeans(x, k, *, iterations=50, seed=0, backend="auto"):
     >>> sorted(spherical_kmeans(np.eye(2, dtype=np.float32), 2).labels.tolist())
     [0, 1]
     """
-    x = unit_rows(as_matrix(x).astype(np.float32))
-    if not 1 <= k <= len(x):
-        raise ValueError(f"k must be in 1..{len(x)}, the number of rows; got {k}")
+    rows = Rows(x)
+    n, d = rows.shape
+    if not 1 <= k <= n:
+        raise ValueError(f"k must be in 1..{n}, the number of rows; got {k}")
     if iterations < 1:
         raise ValueError(f"iterations must be at least 1; got {iterations}")
     if backend == "auto":
-        backend = "cuml" if _cuml_is_usable() else "faiss"
+        backend = "cuml" if _cuml_is_usable() else "faiss" if 4 * n * d <= IN_MEMORY_AT_MOST else "stream"
     if backend not in BACKENDS:
-        raise ValueError(f"backend must be auto, {' or '.join(BACKENDS)}; got {backend!r}")
-    log.info("k-means: %d rows of %d numbers, %d clusters, backend %s", *x.shape, k, backend)
-    seeds = np.random.default_rng(seed).choice(len(x), size=k, replace=False)
-    centroids = BACKENDS[backend](x, x[np.sort(seeds)], iterations, seed)
-    return _finish(x, unit_rows(centroids.astype(np.float32)))
+        raise ValueError(f"backend must be auto, {', '.join(BACKENDS)}; got {backend!r}")
+    log.info("k-means: %d rows of %d numbers, %d clusters, backend %s", n, d, k, backend)
+    seeds = np.sort(np.random.default_rng(seed).choice(n, size=k, replace=False))
+    centroids = BACKENDS[backend](rows, unit_rows(rows.take(seeds).astype(np.float32)), iterations, seed)
+    return _finish(rows, unit_rows(np.asarray(centroids, dtype=np.float32)))
 
 
-def assign(x, centroids):
+def assign(rows, centroids):
     """Label and similarity of each row: the centroid with the largest dot product; ties: lowest index.
 
     Args:
-        x: (n, d) float32 unit rows.
+        rows: Rows; they are scaled to unit norm.
         centroids: (K, d) float32 unit rows.
 
     Returns:
         (n,) int32 labels and (n,) float32 similarities.
     """
-    labels, similarity = np.empty(len(x), np.int32), np.empty(len(x), np.float32)
-    for start in range(0, len(x), ROWS_PER_BLOCK):
-        part = slice(start, start + ROWS_PER_BLOCK)
-        scores = x[part] @ centroids.T
-        labels[part] = scores.argmax(axis=1)
-        similarity[part] = scores.max(axis=1)
+    labels, similarity = np.empty(len(rows), np.int32), np.empty(len(rows), np.float32)
+    for part, _, own, best in _assigned_blocks(rows, centroids):
+        labels[part], similarity[part] = own, best
     return labels, similarity
 
 
-def _faiss(x, seeds, iterations, seed):
+def _assigned_blocks(rows, centroids):
+    """Yield (slice of the rows, unit rows, labels, similarities) block by block."""
+    for start, block in rows.blocks(ROWS_PER_BLOCK):
+        block = unit_rows(block.astype(np.float32))
+        scores = block @ centroids.T
+        yield slice(start, start + len(block)), block, scores.argmax(axis=1), scores.max(axis=1)
+
+
+def _in_memory(rows):
+    x = np.empty(rows.shape, np.float32)
+    for start, block in rows.blocks(ROWS_PER_BLOCK):
+        x[start : start + len(block)] = unit_rows(block.astype(np.float32))
+    return x
+
+
+def _faiss(rows, seeds, iterations, seed):
     import faiss
 
     kmeans = faiss.Kmeans(
-        x.shape[1],
+        rows.shape[1],
         len(seeds),
         niter=iterations,
         spherical=True,
         seed=seed,
         # faiss samples above 256 rows a centroid and warns below 39; both would change the method
-        max_points_per_centroid=len(x),
+        max_points_per_centroid=len(rows),
         min_points_per_centroid=1,
     )
-    kmeans.train(x, init_centroids=seeds)
+    kmeans.train(_in_memory(rows), init_centroids=seeds)
     return kmeans.centroids
 
 
-def _cuml(x, seeds, iterations, seed):
+def _stream(rows, seeds, iterations, seed):
+    from scipy.sparse import csr_array
+
+    centroids, k, objective = seeds, len(seeds), -np.inf
+    progress = Progress(iterations * len(rows), "k-means", unit="rows")
+    labels, similarity = np.empty(len(rows), np.int32), np.empty(len(rows), np.float32)
+    for iteration in range(iterations):
+        # float64 sums: the centroids, rounded to float32, do not depend on where blocks begin
+        sums = np.zeros((k, rows.shape[1]))
+        for part, block, own, best in _assigned_blocks(rows, centroids):
+            members = csr_array((np.ones(len(block)), (own, np.arange(len(block)))), shape=(k, len(block)))
+            sums += members @ block
+            labels[part], similarity[part] = own, best
+            progress.update(len(block))
+        centroids = unit_rows(sums).astype(np.float32)
+        changed = _reseed(rows, centroids, labels, similarity)
+        mean = similarity.mean(dtype=np.float64)
+        log.info("k-means: iteration %d, mean similarity %.7f, %d re-seeded", iteration + 1, mean, changed)
+        if mean - objective <= STALLED and not changed:
+            log.info("k-means: the objective stalls, ending after %d of %d iterations", iteration + 1, iterations)
+            break
+        objective = mean
+    progress.close()
+    return centroids
+
+
+def _reseed(rows, centroids, labels, similarity):
+    """Give each empty cluster a row of its own, split off from the cluster that serves it worst.
+
+    Returns:
+        number of centroids changed, in place; 0 where no row differs from its centroid.
+    """
+    empty = np.flatnonzero(np.bincount(labels, minlength=len(centroids)) == 0)
+    if not len(empty):
+        return 0
+    worst = np.argsort(similarity, kind="stable")[: 4 * len(empty)]
+    worst = worst[similarity[worst] < 1 - SAME]
+    found = unit_rows(rows.take(worst).astype(np.float32))
+    _, first = np.unique(found, axis=0, return_index=True)  # copies of one row would be one cluster again
+    found = found[np.sort(first)][: len(empty)]
+    centroids[empty[: len(found)]] = found
+    return len(found)
+
+
+def _cuml(rows, seeds, iterations, seed):
     try:
         import cupy
         from cuml.cluster import KMeans
@@ -117,7 +180,7 @@ def _cuml(x, seeds, iterations, seed):
         ) from error
     # cuML knows L2 alone. On unit rows the nearest unit centroid is the one with the largest dot
     # product, so one round at a time with centroids put back on the sphere is spherical k-means.
-    data, centroids = cupy.asarray(x), cupy.asarray(seeds)
+    data, centroids = cupy.asarray(_in_memory(rows)), cupy.asarray(seeds)
     for _ in range(iterations):
         kmeans = KMeans(n_clusters=len(seeds), init=centroids, n_init=1, max_iter=1, random_state=seed)
         kmeans.fit(data)
@@ -126,7 +189,7 @@ def _cuml(x, seeds, iterations, seed):
     return cupy.asnumpy(centroids)
 
 
-BACKENDS = {"faiss": _faiss, "cuml": _cuml}
+BACKENDS = {"faiss": _faiss, "stream": _stream, "cuml": _cuml}
 
 
 def _cuml_is_usable():
@@ -142,24 +205,14 @@ def _cuml_is_usable():
         return False
 
 
-def _finish(x, centroids):
-    labels, similarity = assign(x, centroids)
-    sizes = np.bincount(labels, minlength=len(centroids))
+def _finish(rows, centroids):
+    labels, similarity = assign(rows, centroids)
     for _ in range(REPAIR_ROUNDS):
-        empty = np.flatnonzero(sizes == 0)
-        if not len(empty):
+        if not (changed := _reseed(rows, centroids, labels, similarity)):
             break
-        for cluster in empty:
-            # The member that the largest cluster serves worst becomes a centroid of its own.
-            members = np.flatnonzero(labels == sizes.argmax())
-            worst = members[similarity[members].argmin()]
-            centroids[cluster] = x[worst]
-            sizes[labels[worst]] -= 1
-            sizes[cluster] += 1
-            labels[worst], similarity[worst] = cluster, 1.0
-        log.info("k-means: re-seeded %d empty clusters", len(empty))
-        labels, similarity = assign(x, centroids)
-        sizes = np.bincount(labels, minlength=len(centroids))
+        log.info("k-means: re-seeded %d empty clusters", changed)
+        labels, similarity = assign(rows, centroids)
+    sizes = np.bincount(labels, minlength=len(centroids))
     filled = np.flatnonzero(sizes)
     if len(filled) < len(sizes):
         warnings.warn(

@@ -137,7 +137,7 @@ class Clustering(Section):
     k: Count = Field(description="number of clusters; the paper has about one for 66 samples")
     iterations: Count = 50
     seed: Size = 0
-    backend: Literal["auto", "faiss", "cuml"] = "auto"
+    backend: Literal["auto", "faiss", "stream", "cuml"] = "auto"
 
 
 class Selection(Section):

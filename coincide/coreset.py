@@ -8,7 +8,7 @@ import pandas as pd
 from coincide.budget import allocate, shares, total_budget
 from coincide.density import density
 from coincide.picks import greedy_mmd
-from coincide.rows import as_matrix, members_by_cluster
+from coincide.rows import Rows, members_by_cluster
 from coincide.transferability import transferability
 
 
@@ -40,7 +40,8 @@ def select(
     """Select a fraction of the samples by transferability and density of their clusters.
 
     Args:
-        x: (n, d) float16 or float32 activations, or an iterable of row blocks.
+        x: (n, d) float16 or float32 activations, an iterable of row blocks, or activations on disk
+            (`coincide.storage.Activations`), of which one cluster at a time is read.
         labels: (n,) integer cluster of each row, in 0..K-1.
         centroids: (K, d) centroids.
         fraction: share of the samples to keep, in (0, 1]; floor(fraction · n) are kept.
@@ -64,13 +65,13 @@ def select(
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction must be in (0, 1]; got {fraction}")
-    x = as_matrix(x)
+    x = Rows(x)
     labels = np.asarray(labels)
     sizes = np.bincount(labels, minlength=len(centroids))
     if len(sizes) != len(centroids):
         raise ValueError(f"labels reach cluster {labels.max()}, there are {len(centroids)} centroids")
     densities = np.full(len(sizes), np.nan)  # clusters after the last label are empty
-    densities[: labels.max() + 1] = density(x, labels, gamma=gamma)
+    densities[: labels.max() + 1] = density(x.x, labels, gamma=gamma)
     stats = cluster_stats(
         sizes,
         transferability(centroids, blocks=blocks, exclude_above=exclude_above),
@@ -78,7 +79,7 @@ def select(
         temperature=temperature,
     )
     stats = add_budget(stats, fraction, temperature=temperature)
-    indices = pick_members(x, labels, stats, gamma=gamma)
+    indices = pick_members(x.x, labels, stats, gamma=gamma)
     return Coreset(indices, stats)
 
 
@@ -106,7 +107,7 @@ def pick_members(x, labels, stats, *, gamma=1.0):
     """Greedy MMD picks of every cluster, clusters from the largest share to the smallest.
 
     Args:
-        x: (n, d) activations.
+        x: (n, d) activations, as `select` takes them.
         labels: (n,) cluster of each row.
         stats: table with columns share and budget, row i for cluster i.
         gamma: kernel width γ.
@@ -114,8 +115,8 @@ def pick_members(x, labels, stats, *, gamma=1.0):
     Returns:
         (B,) int64 rows of x.
     """
-    members = members_by_cluster(labels, len(stats))
+    x, members = Rows(x), members_by_cluster(labels, len(stats))
     budgets = stats["budget"].to_numpy()
     order = np.argsort(-stats["share"].to_numpy(), kind="stable")
-    picked = [members[c][greedy_mmd(x[members[c]], budgets[c], gamma=gamma)] for c in order if budgets[c] > 0]
+    picked = [members[c][greedy_mmd(x.take(members[c]), budgets[c], gamma=gamma)] for c in order if budgets[c] > 0]
     return np.concatenate(picked) if picked else np.empty(0, dtype=np.int64)

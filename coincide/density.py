@@ -3,7 +3,7 @@
 import numpy as np
 
 from coincide.kernel import gaussian_kernel
-from coincide.rows import as_matrix, members_by_cluster
+from coincide.rows import Rows, members_by_cluster
 
 ROWS_PER_BLOCK = 2048  # bounds the kernel block at ROWS_PER_BLOCK × cluster size float64
 
@@ -14,7 +14,8 @@ def density(x, labels, *, gamma=1.0):
     D_i = 1/|C_i|² · sum over x, y in C_i of exp(-|x - y|² / (2γ²)).
 
     Args:
-        x: (n, d) float16 or float32 array, or an iterable of row blocks.
+        x: (n, d) float16 or float32 array, an iterable of row blocks, or activations on disk
+            (`coincide.storage.Activations`), of which one cluster at a time is read.
         labels: (n,) integer cluster of each row; K is the largest label plus one.
         gamma: kernel width γ.
 
@@ -30,11 +31,11 @@ def density(x, labels, *, gamma=1.0):
     >>> density(np.ones((3, 2), np.float32), [0, 0, 1]).tolist()
     [1.0, 1.0]
     """
-    x = as_matrix(x)
+    x = Rows(x)
     labels = np.asarray(labels)
     if labels.shape != (len(x),):
         raise ValueError(f"labels has shape {labels.shape}, x has {len(x)} rows")
-    return np.array([_cluster_density(x[m], gamma) for m in members_by_cluster(labels, labels.max() + 1)])
+    return np.array([_cluster_density(x.take(m), gamma) for m in members_by_cluster(labels, labels.max() + 1)])
 
 
 def _cluster_density(members, gamma):

@@ -3,7 +3,7 @@
 import numpy as np
 
 from coincide.kernel import gaussian_kernel
-from coincide.rows import as_matrix
+from coincide.rows import Rows
 
 TIE = 1e-12  # candidates whose MMD² differs by less than rounding are ties
 
@@ -35,11 +35,10 @@ def greedy_mmd(x, m, *, gamma=1.0):
     >>> greedy_mmd(np.array([[0.0], [1.0], [2.0]]), 1).tolist()
     [1]
     """
-    x = as_matrix(x)
-    n = len(x)
+    n = len(rows := Rows(x))
     if not 0 <= m <= n:
         raise ValueError(f"m must be in 0..{n}; got {m}")
-    kernel = gaussian_kernel(x, gamma=gamma)
+    kernel = gaussian_kernel(rows.take(np.arange(n)), gamma=gamma)
     to_cluster = kernel.mean(axis=1)  # mean kernel of each member with the cluster
     to_picks = np.zeros(n)  # summed kernel of each member with the picks so far
     within, across = 0.0, 0.0  # summed kernel among the picks, and of the picks with the cluster

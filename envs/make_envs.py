@@ -9,10 +9,10 @@ MODELS = ["torch", "torchvision", "transformers", "tokenizers", "safetensors", "
 STAGES = {
     "dataset": [*COMMON, "easy-vqa", "scikit-learn", "datasets"],
     "extract": [*COMMON, *MODELS],
-    "select": [*COMMON, "faiss-cpu"],
+    "select": [*COMMON, "scipy", "faiss-cpu"],
     "finetune": [*COMMON, *MODELS, "peft"],
     "evaluate": [*COMMON, *MODELS, "peft", "lmms-eval", "decord"],
-    "report": [*COMMON, "faiss-cpu", "matplotlib", "jinja2"],
+    "report": [*COMMON, "scipy", "faiss-cpu", "matplotlib", "jinja2"],
 }
 
 

@@ -1,10 +1,13 @@
 """Spherical k-means against a plain one, and its edge cases."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
 import coincide
 from coincide.clusters import assign
+from coincide.rows import Rows
 
 
 def blobs(n=300, k=6, d=8, seed=0):
@@ -65,6 +68,45 @@ def test_k_of_one_and_of_n():
     assert sorted(coincide.spherical_kmeans(x, 30).labels.tolist()) == list(range(30))
 
 
+def test_from_disk_a_block_at_a_time_is_as_good_as_in_memory(tmp_path, monkeypatch):
+    from coincide import clusters
+    from coincide.storage import Activations, write_activations
+
+    x = np.random.default_rng(1).normal(size=(500, 12)).astype(np.float16)
+    blocks = (([str(i) for i in range(s, s + 100)], x[s : s + 100]) for s in range(0, 500, 100))
+    write_activations(tmp_path / "a.parquet", blocks, dimension=12, metadata={"hidden_size": 6})
+    stored = Activations(tmp_path / "a.parquet")
+    streamed = coincide.spherical_kmeans(stored, 20, backend="stream")
+    in_memory = coincide.spherical_kmeans(x, 20, backend="stream")
+    faiss = coincide.spherical_kmeans(x, 20, backend="faiss")
+    assert streamed.labels.tolist() == in_memory.labels.tolist()
+    assert streamed.similarity.mean() == pytest.approx(faiss.similarity.mean(), rel=5e-3)
+    monkeypatch.setattr(clusters, "ROWS_PER_BLOCK", 37)  # where blocks begin does not matter
+    assert coincide.spherical_kmeans(x, 20, backend="stream").labels.tolist() == streamed.labels.tolist()
+    whole = coincide.select(x, streamed.labels, streamed.centroids, fraction=0.3)
+    assert (
+        coincide.select(stored, streamed.labels, streamed.centroids, fraction=0.3).indices.tolist()
+        == whole.indices.tolist()
+    )
+
+
+def test_the_streamed_objective_rises_until_it_stalls(caplog):
+    x, _ = blobs(n=400, k=5, seed=2)
+    with caplog.at_level("INFO", "coincide.clusters"):
+        coincide.spherical_kmeans(x, 8, backend="stream", iterations=100)
+    trace = [record.args[1] for record in caplog.records if "mean similarity" in record.msg]
+    assert 1 < len(trace) < 100
+    assert all(after >= before - 1e-6 for before, after in pairwise(trace))
+    assert "the objective stalls" in caplog.text
+
+
+def test_the_stream_re_seeds_empty_clusters_as_it_goes():
+    x = np.repeat(np.eye(6, dtype=np.float32), 30, axis=0) + np.random.default_rng(0).normal(size=(180, 6)) * 1e-2
+    x = np.concatenate([x, np.repeat(x[:1], 300, axis=0)]).astype(np.float32)  # most seeds are one and the same row
+    clustering = coincide.spherical_kmeans(x, 30, backend="stream")
+    assert (np.bincount(clustering.labels, minlength=30) > 0).all()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -91,6 +133,6 @@ def test_refuses_nan_and_names_the_missing_package():
 
 
 def test_ties_go_to_the_lowest_cluster():
-    labels, similarity = assign(np.eye(2, dtype=np.float32), np.array([[1, 0], [1, 0], [0, 1]], np.float32))
+    labels, similarity = assign(Rows(np.eye(2, dtype=np.float32)), np.array([[1, 0], [1, 0], [0, 1]], np.float32))
     assert labels.tolist() == [0, 2]
     assert similarity.tolist() == [1, 1]

@@ -8,13 +8,12 @@ import pandas as pd
 
 from coincide.coreset import pick_members
 from coincide.manifest import write_table
-from coincide.rows import as_matrix
 from coincide.storage import Activations
 from coincide.tables import coreset_table
 
 clusters, stats = pd.read_parquet(snakemake.input.clusters), pd.read_parquet(snakemake.input.budget)
 indices = pick_members(
-    as_matrix(Activations(snakemake.input.activations)),
+    Activations(snakemake.input.activations),
     clusters["cluster"].to_numpy(),
     stats,
     gamma=snakemake.params.gamma,
