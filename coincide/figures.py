@@ -38,10 +38,10 @@ def performance(summary, path):
         mean = rows.groupby("fraction")["relative_performance"].mean()
         left.plot(mean.index, mean, marker="o", color=COLOURS.get(method), label=method)
         left.scatter(rows["fraction"], rows["relative_performance"], s=10, alpha=0.5, color=COLOURS.get(method))
-    left.set(xlabel="share of the data kept", ylabel="relative performance", xlim=(0, None))
-    left.xaxis.set_major_formatter(PercentFormatter(1))
-    left.yaxis.set_major_formatter(PercentFormatter(1))
-    left.legend(frameon=False)
+    left.set(xlabel="share of the data kept", ylabel="relative performance", xlim=(0, None), ylim=(0, None))
+    left.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    left.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    left.legend(frameon=False, loc="lower right")
 
     largest = average["fraction"].max()
     tasks = summary[(summary["task"] != AVERAGE) & ((summary["fraction"] == largest) | (summary["method"] == "full"))]
