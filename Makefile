@@ -11,13 +11,18 @@ CONFIG ?=
 SNAKEMAKE = $(BIN)/snakemake --profile profiles/local $(if $(CONFIG),--configfile $(CONFIG))
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test lint schema envs lock clean
+.PHONY: demo test test-slurm lint schema envs lock clean
 
 demo: $(VENV)/ready
 	$(SNAKEMAKE)
 
 test: $(VENV)/ready-dev lint
 	$(BIN)/python -m pytest
+
+# The workflow on a real Slurm of two nodes that this brings up and down; needs root, Debian or Ubuntu
+test-slurm: $(VENV)/ready-dev
+	tests/slurm/cluster.sh up
+	COINCIDE_SLURM=1 $(BIN)/python -m pytest tests/slurm; code=$$?; tests/slurm/cluster.sh down; exit $$code
 
 lint: $(VENV)/ready-dev
 	$(BIN)/ruff check .

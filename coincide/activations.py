@@ -8,8 +8,7 @@ import torch
 from jinja2 import TemplateError
 
 from coincide.chat import ChatError, encode, fixed_prefix, render
-from coincide.finetune import image_names
-from coincide.images import ImageError, open_image
+from coincide.images import ImageError, image_names, open_image
 from coincide.layers import resolve_layers
 from coincide.models import load_model
 from coincide.progress import Progress

@@ -4,7 +4,10 @@ import os
 import shutil
 import tempfile
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
+
+import psutil
 
 
 @contextmanager
@@ -12,11 +15,18 @@ def replacing(path):
     """Give a temporary path beside `path`; rename it into place when the block ends well.
 
     Works for files and folders. The temporary name is in the same folder, so that the rename is
-    atomic on any file system; it is removed when the block raises.
+    atomic on any file system; it is removed when the block raises. What a killed process of this
+    machine left behind for the same path is removed too.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    workplace = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    host = os.uname().nodename
+    for left in path.parent.glob(f".{escape(path.name)}.{host}-*.part"):
+        process = left.name.removeprefix(f".{path.name}.{host}-").split("-")[0]
+        if process.isdigit() and not psutil.pid_exists(int(process)):
+            shutil.rmtree(left, ignore_errors=True)
+    prefix = f".{path.name}.{host}-{os.getpid()}-"
+    workplace = Path(tempfile.mkdtemp(prefix=prefix, suffix=".part", dir=path.parent))
     try:
         yield workplace / path.name
         if path.is_dir() and not path.is_symlink():

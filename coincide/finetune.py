@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from datasets import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
 
 from coincide.chat import encode, render
 from coincide.files import replacing
-from coincide.images import open_image
+from coincide.images import image_names, open_image
 from coincide.models import load_model, pick_device
 from coincide.progress import Progress
 
@@ -105,7 +106,7 @@ def finetune(model_name, records, images, *, settings, seed, output, checkpoints
         data_collator=_Collator(processor, records, images),
         processing_class=processor,
     )
-    trainer.pop_callback(_printer())
+    trainer.pop_callback(PrinterCallback)
     trainer.add_callback(_ProgressLines())
     if last:
         log.info("going on from %s", last)
@@ -171,18 +172,6 @@ class _ProgressLines(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs):
         self.progress.close()
-
-
-def image_names(record):
-    """Names of a LLaVA record's images: none, one (a string) or several (a list)."""
-    image = record.get("image")
-    return [] if image is None else [image] if isinstance(image, str) else list(image)
-
-
-def _printer():
-    from transformers.trainer_callback import PrinterCallback
-
-    return PrinterCallback
 
 
 def _with_lora(model, lora):

@@ -15,6 +15,12 @@ class ImageError(ValueError):
         self.reason = reason
 
 
+def image_names(record):
+    """Names of a LLaVA record's images: none, one (a string) or several (a list)."""
+    image = record.get("image")
+    return [] if image is None else [image] if isinstance(image, str) else list(image)
+
+
 def image_path(folder, name):
     """Path of an image by its name relative to the folder.
 

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 
 from coincide.chat import IMAGE_MARK, ROLES
-from coincide.files import replacing
 from coincide.images import ImageError, open_image
 from coincide.progress import Progress
 
@@ -210,12 +209,6 @@ def check_rejected(rejected, total, max_rejected):
             f"dataset.max_rejected ({max_rejected:.1%}). The commonest reason is {worst!r}:\n{lines}{mend}\n"
             "repair the dataset or raise dataset.max_rejected"
         )
-
-
-def write_table(table, path):
-    """Write a table as Parquet, whole or not at all."""
-    with replacing(path) as part:
-        table.to_parquet(part, index=False)
 
 
 def _rejected_row(record, position, reason, detail):

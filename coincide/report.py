@@ -11,8 +11,7 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 
 from coincide.chat import IMAGE_MARK
 from coincide.files import replacing
-from coincide.images import ImageError, open_image
-from coincide.manifest import check_record
+from coincide.images import ImageError, image_names, open_image
 from coincide.summary import AVERAGE, headline
 
 CLUSTERS_SHOWN = 8
@@ -130,7 +129,7 @@ def _strips(manifest, clusters, cluster_stats, coreset, records, images):
 def _member(member, records, images):
     record = records[member.position]
     turns = [turn["value"].replace(IMAGE_MARK, "").strip() for turn in record["conversations"][:2]]
-    names = check_record(record)["images"]
+    names = image_names(record)
     return {
         "id": member.sample_id,
         "kept": member.kept,

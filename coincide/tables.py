@@ -11,6 +11,12 @@ from coincide.coreset import cluster_stats
 from coincide.files import replacing
 
 
+def write_table(table, path):
+    """Write a table as Parquet, whole or not at all."""
+    with replacing(path) as part:
+        table.to_parquet(part, index=False)
+
+
 def clusters_table(sample_ids, clustering):
     """sample_id, cluster, similarity."""
     return pd.DataFrame(

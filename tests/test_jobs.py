@@ -80,3 +80,27 @@ def test_a_folder_takes_the_place_of_a_full_one(tmp_path):
             part.mkdir()
             (part / name).touch()
     assert [p.name for p in target.iterdir()] == ["b"]
+
+
+WRITE = """
+import sys, time
+from coincide.files import replacing
+with replacing(sys.argv[1]) as part:
+    part.write_text("half")
+    print("x", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_what_a_killed_process_left_behind_is_removed(tmp_path):
+    target = tmp_path / "file.txt"
+    killed = subprocess.Popen([sys.executable, "-c", WRITE, target], stdout=subprocess.PIPE, text=True)
+    assert killed.stdout.readline() == "x\n"
+    with replacing(target) as part:
+        part.write_text("one")  # beside the other, which still lives
+        assert len(list(tmp_path.iterdir())) == 2
+    killed.kill()
+    killed.wait()
+    with replacing(target) as part:
+        part.write_text("two")
+    assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]

@@ -5,7 +5,8 @@ from coincide.jobs import start
 start(snakemake.log[0], snakemake.threads)
 
 from coincide.activations import extract_shard
-from coincide.manifest import rejected_table, write_table
+from coincide.manifest import rejected_table
+from coincide.tables import write_table
 
 settings = snakemake.config["reference_model"]
 rejected = extract_shard(

@@ -5,8 +5,7 @@ from coincide.jobs import start
 start(snakemake.log[0], snakemake.threads)
 
 from coincide.coreset import add_budget
-from coincide.manifest import write_table
-from coincide.tables import read_cluster_stats
+from coincide.tables import read_cluster_stats, write_table
 
 stats = read_cluster_stats(
     snakemake.input.centroids,

@@ -6,8 +6,7 @@ start(snakemake.log[0], snakemake.threads)
 
 import pandas as pd
 
-from coincide.manifest import write_table
-from coincide.tables import read_cluster_stats
+from coincide.tables import read_cluster_stats, write_table
 
 stats = read_cluster_stats(
     snakemake.input.centroids,

@@ -5,9 +5,8 @@ from coincide.jobs import start
 start(snakemake.log[0], snakemake.threads)
 
 from coincide.clusters import spherical_kmeans
-from coincide.manifest import write_table
 from coincide.storage import Activations
-from coincide.tables import clusters_table, write_centroids
+from coincide.tables import clusters_table, write_centroids, write_table
 
 activations = Activations(snakemake.input.activations)
 clustering = spherical_kmeans(

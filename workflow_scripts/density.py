@@ -7,9 +7,8 @@ start(snakemake.log[0], snakemake.threads)
 import pandas as pd
 
 from coincide.density import density
-from coincide.manifest import write_table
 from coincide.storage import Activations
-from coincide.tables import column_table
+from coincide.tables import column_table, write_table
 
 labels = pd.read_parquet(snakemake.input.clusters)["cluster"].to_numpy()
 values = density(Activations(snakemake.input.activations), labels, gamma=snakemake.params.gamma)

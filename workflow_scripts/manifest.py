@@ -4,7 +4,8 @@ from coincide.jobs import start
 
 start(snakemake.log[0], snakemake.threads)
 
-from coincide.manifest import build_manifest, check_rejected, read_records, write_table
+from coincide.manifest import build_manifest, check_rejected, read_records
+from coincide.tables import write_table
 
 records = read_records(snakemake.input.annotations)
 manifest, rejected = build_manifest(

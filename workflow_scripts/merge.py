@@ -6,8 +6,9 @@ start(snakemake.log[0], snakemake.threads)
 
 import pandas as pd
 
-from coincide.manifest import check_rejected, write_table
+from coincide.manifest import check_rejected
 from coincide.merge import merge, split_rejected
+from coincide.tables import write_table
 
 manifest, rejected = split_rejected(
     pd.read_parquet(snakemake.input.manifest),

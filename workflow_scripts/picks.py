@@ -7,9 +7,8 @@ start(snakemake.log[0], snakemake.threads)
 import pandas as pd
 
 from coincide.coreset import pick_members
-from coincide.manifest import write_table
 from coincide.storage import Activations
-from coincide.tables import coreset_table
+from coincide.tables import coreset_table, write_table
 
 clusters, stats = pd.read_parquet(snakemake.input.clusters), pd.read_parquet(snakemake.input.budget)
 indices = pick_members(

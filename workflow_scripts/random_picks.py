@@ -7,8 +7,7 @@ start(snakemake.log[0], snakemake.threads)
 import pandas as pd
 
 from coincide.baselines import random_picks
-from coincide.manifest import write_table
-from coincide.tables import coreset_table
+from coincide.tables import coreset_table, write_table
 
 clusters = pd.read_parquet(snakemake.input.clusters)
 indices, scores = random_picks(len(clusters), float(snakemake.wildcards.fraction), seed=snakemake.params.seed)

@@ -7,8 +7,8 @@ start(snakemake.log[0], snakemake.threads)
 import pandas as pd
 
 from coincide.files import replacing
-from coincide.manifest import write_table
 from coincide.summary import as_text, read_results, relative_performance
+from coincide.tables import write_table
 
 summary = relative_performance(read_results(snakemake.input.results))
 write_table(summary, snakemake.output.parquet)

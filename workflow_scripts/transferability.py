@@ -4,9 +4,8 @@ from coincide.jobs import start
 
 start(snakemake.log[0], snakemake.threads)
 
-from coincide.manifest import write_table
 from coincide.storage import Activations
-from coincide.tables import column_table, read_centroids
+from coincide.tables import column_table, read_centroids, write_table
 from coincide.transferability import transferability
 
 activations = Activations(snakemake.input.activations)

@@ -1,0 +1,132 @@
+#!/usr/bin/env bash
+# A real Slurm of two nodes on this machine, for tests: cluster.sh up | down
+#
+# Accounting in a private MariaDB, two fake GPUs a node, all on loopback and on ports of its own.
+# The configuration has to be under /etc/slurm, because jobs do not inherit SLURM_CONF; a
+# configuration that is not ours is never touched. Needs root, as slurmd does.
+set -euo pipefail
+
+STATE=/tmp/coincide-slurm
+CONF=/etc/slurm
+MARK="# written by coincide's tests/slurm/cluster.sh"
+PACKAGES="slurm-wlm slurmdbd mariadb-server munge"
+
+ours() { [ ! -e "$CONF/slurm.conf" ] || grep -qF "$MARK" "$CONF/slurm.conf"; }
+
+wait_for() { # seconds, command…
+  local left=$(($1 * 5)); shift
+  until "$@" >/dev/null 2>&1; do
+    ((left--)) || { echo "gave up waiting for: $*" >&2; tail -n 5 "$STATE"/log/* >&2 || true; return 1; }
+    sleep 0.2
+  done
+}
+
+configure() {
+  local host cpus memory
+  host=$(hostname -s) cpus=$(nproc) memory=$(($(awk '/MemTotal/ {print $2}' /proc/meminfo) / 1024 * 9 / 10))
+  mkdir -p "$CONF" "$STATE"/{log,ctld,n1,n2,db,run}
+  cat >"$CONF/slurm.conf" <<EOF
+$MARK
+ClusterName=coincide
+SlurmctldHost=$host(127.0.0.1)
+SlurmctldPort=26817
+SlurmUser=root
+AuthType=auth/munge
+StateSaveLocation=$STATE/ctld
+SlurmdSpoolDir=$STATE/%n
+SlurmctldPidFile=$STATE/run/slurmctld.pid
+SlurmdPidFile=$STATE/run/slurmd-%n.pid
+SlurmctldLogFile=$STATE/log/slurmctld.log
+SlurmdLogFile=$STATE/log/slurmd-%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+MpiDefault=none
+ReturnToService=2
+SchedulerParameters=sched_interval=2,bf_interval=2
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core_Memory
+JobAcctGatherType=jobacct_gather/linux
+JobAcctGatherFrequency=5
+JobRequeue=1
+GresTypes=gpu
+AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageHost=127.0.0.1
+AccountingStoragePort=26819
+AccountingStorageTRES=gres/gpu
+NodeName=n1 NodeHostname=$host NodeAddr=127.0.0.1 Port=26821 CPUs=$cpus RealMemory=$memory Gres=gpu:2
+NodeName=n2 NodeHostname=$host NodeAddr=127.0.0.1 Port=26822 CPUs=$cpus RealMemory=$memory Gres=gpu:2
+PartitionName=main Nodes=n1,n2 Default=YES MaxTime=1:00:00 OverSubscribe=FORCE:4
+EOF
+  printf '%s\nNodeName=n[1-2] Name=gpu File=/dev/tty[0-1]\n' "$MARK" >"$CONF/gres.conf"
+  printf '%s\nCgroupAutomount=no\n' "$MARK" >"$CONF/cgroup.conf"
+  cat >"$CONF/slurmdbd.conf" <<EOF
+$MARK
+AuthType=auth/munge
+DbdHost=localhost
+DbdAddr=127.0.0.1
+DbdPort=26819
+SlurmUser=root
+LogFile=$STATE/log/slurmdbd.log
+PidFile=$STATE/run/slurmdbd.pid
+StorageType=accounting_storage/mysql
+StorageHost=127.0.0.1
+StoragePort=26806
+StorageUser=slurm
+StoragePass=coincide
+StorageLoc=slurm_acct_db
+EOF
+  chmod 600 "$CONF/slurmdbd.conf"
+}
+
+up() {
+  [ "$(id -u)" = 0 ] || { echo "a test cluster needs root: slurmd starts jobs as their users" >&2; exit 1; }
+  ours || { echo "$CONF/slurm.conf is not ours: this machine has a Slurm of its own, and stays as it is" >&2; exit 1; }
+  # shellcheck disable=SC2086
+  command -v slurmctld mariadbd munged >/dev/null ||
+    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $PACKAGES >/dev/null; }
+  down
+  configure
+  if ! pgrep -x munged >/dev/null; then
+    install -d -o munge -g munge /run/munge
+    su -s /bin/sh munge -c /usr/sbin/munged
+    touch "$STATE/run/munged-is-ours"
+  fi
+  mariadb-install-db --no-defaults --datadir="$STATE/db" --auth-root-authentication-method=normal \
+    --user=root >"$STATE/log/mariadb.log" 2>&1
+  mariadbd --no-defaults --user=root --datadir="$STATE/db" --socket="$STATE/run/db.sock" --port=26806 \
+    --bind-address=127.0.0.1 --pid-file="$STATE/run/mariadbd.pid" --innodb-buffer-pool-size=64M \
+    >>"$STATE/log/mariadb.log" 2>&1 &
+  wait_for 30 mariadb --no-defaults --socket="$STATE/run/db.sock" -e "select 1"
+  mariadb --no-defaults --socket="$STATE/run/db.sock" -e "create user slurm@'127.0.0.1' identified by 'coincide';
+    create user slurm@localhost identified by 'coincide'; create database slurm_acct_db;
+    grant all on slurm_acct_db.* to slurm@'127.0.0.1'; grant all on slurm_acct_db.* to slurm@localhost"
+  slurmdbd
+  wait_for 30 sacctmgr -i show cluster
+  sacctmgr -i add cluster coincide >/dev/null || true
+  sacctmgr -i add account tests cluster=coincide >/dev/null || true
+  sacctmgr -i add user root account=tests >/dev/null || true
+  slurmctld
+  slurmd -N n1
+  slurmd -N n2
+  wait_for 60 sh -c 'test "$(sinfo -h -N -t idle | wc -l)" = 2'
+  sinfo
+}
+
+down() {
+  ours || return 0
+  local name
+  for name in slurmd-n1 slurmd-n2 slurmctld slurmdbd mariadbd; do
+    [ -f "$STATE/run/$name.pid" ] || continue
+    kill "$(cat "$STATE/run/$name.pid")" 2>/dev/null || true
+    for _ in $(seq 50); do kill -0 "$(cat "$STATE/run/$name.pid" 2>/dev/null || echo 0)" 2>/dev/null || break; sleep 0.1; done
+  done
+  pkill -f "slurmstepd: \[" 2>/dev/null || true
+  [ ! -e "$STATE/run/munged-is-ours" ] || pkill -x munged || true
+  rm -rf "$STATE" "$CONF"/{slurm,gres,cgroup,slurmdbd}.conf
+}
+
+case "${1:-}" in
+  up) up ;;
+  down) down ;;
+  *) echo "usage: $0 up | down" >&2; exit 2 ;;
+esac
