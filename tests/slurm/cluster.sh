@@ -88,7 +88,7 @@ up() {
   configure
   if ! pgrep -x munged >/dev/null; then
     install -d -o munge -g munge /run/munge
-    su -s /bin/sh munge -c /usr/sbin/munged
+    su -s /bin/sh munge -c "/usr/sbin/munged --pid-file=/run/munge/munged.pid"
     touch "$STATE/run/munged-is-ours"
   fi
   mariadb-install-db --no-defaults --datadir="$STATE/db" --auth-root-authentication-method=normal \
@@ -121,7 +121,7 @@ down() {
     for _ in $(seq 50); do kill -0 "$(cat "$STATE/run/$name.pid" 2>/dev/null || echo 0)" 2>/dev/null || break; sleep 0.1; done
   done
   pkill -f "slurmstepd: \[" 2>/dev/null || true
-  [ ! -e "$STATE/run/munged-is-ours" ] || pkill -x munged || true
+  if [ -e "$STATE/run/munged-is-ours" ]; then kill "$(cat /run/munge/munged.pid)" 2>/dev/null || true; fi
   rm -rf "$STATE" "$CONF"/{slurm,gres,cgroup,slurmdbd}.conf
 }
 
