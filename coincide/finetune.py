@@ -140,10 +140,13 @@ def training_order(records, epochs, batch_size, seed):
     for epoch in range(math.ceil(epochs)):
         rng = np.random.default_rng([seed, epoch])
         shuffled = rng.permutation(len(records))
+        missing = -len(order) % batch_size  # fills the last batch of the epoch before
+        order += shuffled[:missing].tolist()
+        shuffled = shuffled[missing:]
         pools = [shuffled[i : i + 50 * batch_size] for i in range(0, len(shuffled), 50 * batch_size)]
         pools = [pool[np.argsort(lengths[pool], kind="stable")] for pool in pools]
         batches = [pool[i : i + batch_size] for pool in pools for i in range(0, len(pool), batch_size)]
-        short = [batch for batch in batches if len(batch) < batch_size]  # last, so that batches stay aligned
+        short = [batch for batch in batches if len(batch) < batch_size]
         whole = [batch for batch in batches if len(batch) == batch_size]
         order += [row for i in rng.permutation(len(whole)) for row in whole[i].tolist()]
         order += [row for batch in short for row in batch.tolist()]
