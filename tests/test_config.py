@@ -107,3 +107,10 @@ def test_conda_environments_have_the_pins_of_the_lock():
     tool = runpy.run_path(str(REPO / "envs/make_envs.py"))
     for stage in tool["STAGES"]:
         assert (REPO / "envs" / f"{stage}.yaml").read_text() == tool["environment"](stage), "run `make envs`"
+
+
+def test_every_rule_that_the_slurm_profile_names_is_there():
+    profile = yaml.safe_load((REPO / "profiles/slurm/config.yaml").read_text())
+    rules = "".join(path.read_text() for path in (REPO / "rules").glob("*.smk"))
+    for name in {*profile["set-threads"], *profile["set-resources"]}:
+        assert f"rule {name}:" in rules

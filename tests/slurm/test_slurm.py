@@ -46,10 +46,3 @@ def test_a_coreset_from_slurm_is_the_one_from_this_machine(finished, workplace):
     rows = [row.split("|") for row in jobs.splitlines()]
     gpus = [row for row in rows if "gres/gpu=1" in row[2]]
     assert len(gpus) == 2  # the two extraction shards, and nothing else, had a GPU
-
-
-def test_every_rule_that_the_profile_names_is_there():
-    profile = yaml.safe_load((REPO / "profiles/slurm/config.yaml").read_text())
-    rules = "".join(path.read_text() for path in (REPO / "rules").glob("*.smk"))
-    for name in {*profile["set-threads"], *profile["set-resources"]}:
-        assert f"rule {name}:" in rules
