@@ -168,12 +168,17 @@ class TargetModel(Section):
     training: Training
 
 
+class TaskGroup(Section):
+    """Tasks that one job asks a model."""
+
+    name: Name
+    tasks: list[StrictStr] = Field(min_length=1, description="lmms-eval tasks or groups")
+
+
 class Evaluation(Section):
     """What finetuned models are asked."""
 
-    groups: dict[Name, list[StrictStr]] = Field(
-        min_length=1, description="lmms-eval tasks; each group is one job a model"
-    )
+    groups: list[TaskGroup] = Field(min_length=1, description="each is one job a model")
     include_path: StrictStr | None = Field(None, description="folder of further lmms-eval task files")
     backend: StrictStr = Field("coincide", description="lmms-eval model class: coincide (batched), or one of its own")
     batch_size: Count = 32
@@ -201,6 +206,7 @@ class Config(Section):
             ("selection.fractions", self.selection.fractions),
             ("selection.methods", self.selection.methods),
             ("target_model.seeds", self.target_model.seeds),
+            ("evaluation.groups", [group.name for group in self.evaluation.groups]),
         ):
             if len(set(values)) < len(values):
                 raise ValueError(f"{key}: a value stands there twice; take one away")

@@ -33,14 +33,24 @@ def performance(summary, path):
     """Relative performance against fraction, one line a method, and each task's at the largest fraction."""
     average = summary[(summary["task"] == AVERAGE) & (summary["method"] != "full")]
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), gridspec_kw={"width_ratios": [1, 1.5]})
-    left.axhline(1, color=COLOURS["full"], linestyle="--", linewidth=1, label="full data")
+    measure = "relative_performance"
+    if average[measure].isna().all():  # no full-data model to measure against
+        measure = "score"
+    else:
+        left.axhline(1, color=COLOURS["full"], linestyle="--", linewidth=1, label="full data")
     for method, rows in average.groupby("method"):
-        mean = rows.groupby("fraction")["relative_performance"].mean()
+        mean = rows.groupby("fraction")[measure].mean()
         left.plot(mean.index, mean, marker="o", color=COLOURS.get(method), label=method)
-        left.scatter(rows["fraction"], rows["relative_performance"], s=10, alpha=0.5, color=COLOURS.get(method))
-    left.set(xlabel="share of the data kept", ylabel="relative performance", xlim=(0, None), ylim=(0, None))
+        left.scatter(rows["fraction"], rows[measure], s=10, alpha=0.5, color=COLOURS.get(method))
+    left.set(
+        xlabel="share of the data kept",
+        ylabel=f"{measure.replace('_', ' ')}, average of the tasks",
+        xlim=(0, None),
+        ylim=(0, None),
+    )
     left.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    left.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    if measure == "relative_performance":
+        left.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     left.legend(frameon=False, loc="lower right")
 
     largest = average["fraction"].max()

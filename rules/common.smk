@@ -43,10 +43,11 @@ def share_of_cores(wildcards):
     return max(1, (workflow.cores or 2) // 2)
 
 
+TASKS = {group.name: group.tasks for group in cfg.evaluation.groups}
+
+
 def uses_mini_mix_tasks():
     """Whether an evaluation task reads the data that the rule mini_mix writes."""
     return any(
-        task.startswith("mini_mix")
-        for tasks in cfg.evaluation.groups.values()
-        for task in tasks
+        task.startswith("mini_mix") for tasks in TASKS.values() for task in tasks
     )

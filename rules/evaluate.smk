@@ -18,7 +18,7 @@ rule evaluate_model:
         "../envs/evaluate.yaml"
     threads: share_of_cores
     params:
-        tasks=lambda wildcards: cfg.evaluation.groups[wildcards.group],
+        tasks=lambda wildcards: TASKS[wildcards.group],
         include_path=cfg.evaluation.include_path,
         backend=cfg.evaluation.backend,
         dtype=cfg.evaluation.dtype,
@@ -34,5 +34,5 @@ rule evaluate:
             for folder in finetuned(
                 f"{RUN}/evaluations/{{target}}/{{method}}/{{fraction}}/{{seed}}"
             )
-            for group in cfg.evaluation.groups
+            for group in TASKS
         ],

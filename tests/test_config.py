@@ -57,7 +57,8 @@ def test_the_default_is_good_and_defaults_are_filled_in():
         ("dataset.images", "none", r"dataset\.images: the folder none does not exist; give"),
         ("run", "../elsewhere", r"run: "),
         ("run", None, r"run: "),
-        ("evaluation.groups", {}, r"evaluation\.groups: "),
+        ("evaluation.groups", [], r"evaluation\.groups: "),
+        ("evaluation.groups", [{"name": "a", "task": ["x"]}], r"evaluation\.groups\[0\]\.task: unknown key.*tasks"),
         ("evaluation.include_path", "nowhere", r"evaluation\.include_path: the folder nowhere does not exist"),
     ],
 )

@@ -61,6 +61,8 @@ def test_where_lower_is_better_the_ratio_turns_round(tmp_path):
 def test_without_a_full_model_there_is_no_relative_performance(tmp_path):
     table = relative_performance(read_results([results(tmp_path, "coincide", "0.2", {"a": 0.5})]))
     assert table["relative_performance"].isna().all()
+    figures.performance(table, tmp_path / "figure.svg")  # draws the scores themselves
+    assert (tmp_path / "figure.svg").stat().st_size > 5000
     assert "| coincide | 20.0% | – | 0.500 |" in as_text(table, rejected_table([]), samples=3, report="r")
 
 
