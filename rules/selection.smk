@@ -152,9 +152,6 @@ rule coreset:
 
 rule cluster_stats:
     input:
-        centroids=f"{RUN}/centroids.parquet",
-        transferability=f"{RUN}/transferability.parquet",
-        density=f"{RUN}/density.parquet",
         budgets=expand(
             f"{RUN}/coresets/coincide/{{fraction}}/budget.parquet", fraction=FRACTIONS
         ),
@@ -168,7 +165,6 @@ rule cluster_stats:
         "../envs/select.yaml"
     params:
         fractions=FRACTIONS,
-        temperature=cfg.selection.temperature,
     script:
         "../workflow_scripts/cluster_stats.py"
 

@@ -6,14 +6,10 @@ start(snakemake.log[0], snakemake.threads)
 
 import pandas as pd
 
-from coincide.tables import read_cluster_stats, write_table
+from coincide.tables import write_table
 
-stats = read_cluster_stats(
-    snakemake.input.centroids,
-    snakemake.input.transferability,
-    snakemake.input.density,
-    temperature=snakemake.params.temperature,
-)
-for fraction, path in zip(snakemake.params.fractions, snakemake.input.budgets):
-    stats[f"budget_{fraction}"] = pd.read_parquet(path)["budget"]
+budgets = [pd.read_parquet(path) for path in snakemake.input.budgets]
+stats = budgets[0].drop(columns="budget")
+for fraction, table in zip(snakemake.params.fractions, budgets):
+    stats[f"budget_{fraction}"] = table["budget"]
 write_table(stats, snakemake.output[0])
