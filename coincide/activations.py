@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from jinja2 import TemplateError
 
-from coincide.chat import ChatError, encode, fixed_prefix, render
+from coincide.chat import ChatError, encode, fixed_prefix, render, text_length
 from coincide.images import ImageError, image_names, open_image
 from coincide.layers import resolve_layers
 from coincide.models import load_model
@@ -244,7 +244,7 @@ def batches(samples, batch_size):
 
     def length(sample):
         record = sample["record"]
-        return len(image_names(record)), sum(len(turn["value"]) for turn in record["conversations"])
+        return len(image_names(record)), text_length(record["conversations"])
 
     ordered = sorted(samples, key=length)
     return [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)]

@@ -25,6 +25,11 @@ class Rendered:
     answers: tuple
 
 
+def text_length(conversations):
+    """Characters of all turns: what samples are sorted by before they are tokenised."""
+    return sum(len(turn["value"]) for turn in conversations)
+
+
 def to_messages(conversations):
     """Turn LLaVA turns ({"from", "value"}) into the chat messages of transformers' processors."""
     messages = []

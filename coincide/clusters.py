@@ -96,16 +96,21 @@ def assign(rows, centroids):
 
 def _assigned_blocks(rows, centroids):
     """Yield (slice of the rows, unit rows, labels, similarities) block by block."""
-    for start, block in rows.blocks(ROWS_PER_BLOCK):
-        block = unit_rows(block.astype(np.float32))
+    for part, block in _unit_blocks(rows):
         scores = block @ centroids.T
-        yield slice(start, start + len(block)), block, scores.argmax(axis=1), scores.max(axis=1)
+        yield part, block, scores.argmax(axis=1), scores.max(axis=1)
+
+
+def _unit_blocks(rows):
+    """Yield (slice of the rows, unit rows) block by block."""
+    for start, block in rows.blocks(ROWS_PER_BLOCK):
+        yield slice(start, start + len(block)), unit_rows(block.astype(np.float32))
 
 
 def _in_memory(rows):
     x = np.empty(rows.shape, np.float32)
-    for start, block in rows.blocks(ROWS_PER_BLOCK):
-        x[start : start + len(block)] = unit_rows(block.astype(np.float32))
+    for part, block in _unit_blocks(rows):
+        x[part] = block
     return x
 
 

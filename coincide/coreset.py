@@ -65,13 +65,13 @@ def select(
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction must be in (0, 1]; got {fraction}")
-    x = Rows(x)
+    x = Rows(x).x  # row blocks that can be read once are wanted twice below
     labels = np.asarray(labels)
     sizes = np.bincount(labels, minlength=len(centroids))
     if len(sizes) != len(centroids):
         raise ValueError(f"labels reach cluster {labels.max()}, there are {len(centroids)} centroids")
     densities = np.full(len(sizes), np.nan)  # clusters after the last label are empty
-    densities[: labels.max() + 1] = density(x.x, labels, gamma=gamma)
+    densities[: labels.max() + 1] = density(x, labels, gamma=gamma)
     stats = cluster_stats(
         sizes,
         transferability(centroids, blocks=blocks, exclude_above=exclude_above),
@@ -79,7 +79,7 @@ def select(
         temperature=temperature,
     )
     stats = add_budget(stats, fraction, temperature=temperature)
-    indices = pick_members(x.x, labels, stats, gamma=gamma)
+    indices = pick_members(x, labels, stats, gamma=gamma)
     return Coreset(indices, stats)
 
 

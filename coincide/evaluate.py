@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from coincide.files import replacing
-from coincide.models import load_model, pick_device
+from coincide.models import is_adapter, load_model, pick_device
 from coincide.results import EvaluationError, read_scores
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ def evaluate(model, tasks, *, output, backend, batch_size, device, dtype, includ
         EvaluationError: lmms-eval failed, or answered for fewer tasks than asked.
     """
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
-        if (Path(model) / "adapter_config.json").is_file():
+        if is_adapter(model):
             model = _merged(model, dtype, Path(folder) / "merged")
         device = pick_device(device)
         arguments = f"pretrained={model},device={device},device_map={device},dtype={dtype}"

@@ -14,7 +14,7 @@ from datasets import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from coincide.chat import encode, render
+from coincide.chat import encode, render, text_length
 from coincide.files import replacing
 from coincide.images import image_names, open_image
 from coincide.models import load_model, pick_device
@@ -135,7 +135,7 @@ def training_order(records, epochs, batch_size, seed):
     Returns:
         list of round(epochs · len(records)) rows; each epoch holds every row once.
     """
-    lengths = np.array([sum(len(turn["value"]) for turn in record["conversations"]) for record in records])
+    lengths = np.array([text_length(record["conversations"]) for record in records])
     order = []
     for epoch in range(math.ceil(epochs)):
         rng = np.random.default_rng([seed, epoch])

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from coincide.chat import IMAGE_MARK, ROLES
+from coincide.chat import IMAGE_MARK, ROLES, text_length
 from coincide.images import ImageError, open_image
 from coincide.progress import Progress
 
@@ -116,7 +116,7 @@ def check_record(record):
         "images": images,
         "n_images": len(images),
         "n_turns": len(turns),
-        "text_length": sum(len(turn["value"]) for turn in turns),
+        "text_length": text_length(turns),
     }
 
 

@@ -35,12 +35,10 @@ COLOURS = {
 }
 SHAPES = ("circle", "square", "triangle")
 WORDS = (
-    "stop exit taxi open sale bank cafe park milk bread hotel music north south east west left right push pull".split(
-        " "
-    )
-)
-WORDS += "red blue gold iron fish bird tree moon star ship".split(" ")
-TENS = "zero ten twenty thirty forty fifty sixty seventy eighty ninety".split(" ")
+    "stop exit taxi open sale bank cafe park milk bread hotel music north south east west "
+    "left right push pull red blue gold iron fish bird tree moon star ship"
+).split()
+TENS = "zero ten twenty thirty forty fifty sixty seventy eighty ninety".split()
 
 
 @dataclass

@@ -19,6 +19,7 @@ from transformers import (
 
 from coincide.files import replacing
 
+ADAPTER = "adapter_config.json"  # what peft writes beside an adapter
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 # Vicuna's form, as LLaVA-1.5 uses it. Takes plain strings and lists of parts, as hub templates do.
@@ -54,14 +55,18 @@ def load_model(name, *, revision=None, dtype="float32", device="auto", trust_rem
         OSError: no such model, or no safetensors weights.
     """
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
-    adapter = Path(name) / "adapter_config.json"
-    base = json.loads(adapter.read_text())["base_model_name_or_path"] if adapter.is_file() else name
+    base = json.loads((Path(name) / ADAPTER).read_text())["base_model_name_or_path"] if is_adapter(name) else name
     model = AutoModelForImageTextToText.from_pretrained(base, dtype=DTYPES[dtype], use_safetensors=True, **options)
-    if adapter.is_file():
+    if is_adapter(name):
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, name).merge_and_unload()
     return model.to(pick_device(device)).eval(), load_processor(name, **options)
+
+
+def is_adapter(name):
+    """Whether a folder holds an adapter (peft) instead of whole weights."""
+    return (Path(name) / ADAPTER).is_file()
 
 
 def load_processor(name, *, revision=None, trust_remote_code=False):

@@ -12,7 +12,7 @@ STAGES = {
     "select": [*COMMON, "scipy", "faiss-cpu"],
     "finetune": [*COMMON, *MODELS, "peft"],
     "evaluate": [*COMMON, *MODELS, "peft", "lmms-eval", "decord"],
-    "report": [*COMMON, "scipy", "faiss-cpu", "matplotlib", "jinja2"],
+    "report": [*COMMON, "matplotlib", "jinja2"],
 }
 
 

@@ -72,10 +72,10 @@ class Workplace:
         for name in ("Snakefile", "rules", "workflow_scripts", "config", "config.yaml", "docs", "envs", "profiles"):
             (folder / name).symlink_to(REPO / name)
 
-    def command(self, *arguments, config=REPO / "tests/config/small.yaml"):
-        """The command line of Snakemake with the local profile."""
+    def command(self, *arguments, config=REPO / "tests/config/small.yaml", profile="profiles/local"):
+        """The command line of Snakemake, the target before the options that take several values."""
         snakemake = Path(sys.executable).parent / "snakemake"
-        return [str(snakemake), *map(str, arguments), "--profile", "profiles/local", "--configfile", str(config)]
+        return [str(snakemake), *map(str, arguments), "--profile", profile, "--configfile", str(config)]
 
     def start(self, *arguments, log, **options):
         """Start Snakemake in a session of its own and return the process."""

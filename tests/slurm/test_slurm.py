@@ -30,10 +30,8 @@ def small_profile(folder):
 
 def test_a_coreset_from_slurm_is_the_one_from_this_machine(finished, workplace):
     small_profile(workplace / "slurm")
-    command = workplace.command("select")
-    command[command.index("profiles/local")] = "slurm"
-    done = subprocess.run(command, cwd=workplace.folder, text=True, capture_output=True, check=False, timeout=900)
-    assert done.returncode == 0, done.stdout + done.stderr
+    code, output = workplace.run("select", profile="slurm")
+    assert code == 0, output
     for name in ("clusters.parquet", "coresets/coincide/0.2/coreset.parquet", "coresets/random/0.2/coreset.json"):
         assert (workplace / RUN / name).read_bytes() == (finished / RUN / name).read_bytes()
 
@@ -41,8 +39,7 @@ def test_a_coreset_from_slurm_is_the_one_from_this_machine(finished, workplace):
         ["sacct", "-X", "-n", "-P", "--format=Comment,State,AllocTRES"], text=True, capture_output=True, check=True
     ).stdout
     assert "COMPLETED" in jobs
-    submitted = done.stdout + done.stderr
-    assert submitted.count("has been submitted with SLURM jobid") >= 15
+    assert output.count("has been submitted with SLURM jobid") >= 15
     rows = [row.split("|") for row in jobs.splitlines()]
     gpus = [row for row in rows if "gres/gpu=1" in row[2]]
     assert len(gpus) == 2  # the two extraction shards, and nothing else, had a GPU
