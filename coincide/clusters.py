@@ -1,18 +1,20 @@
 """Spherical k-means over activations (paper section 3.2; DESIGN step 2)."""
 
 import logging
+import time
 import warnings
 from dataclasses import dataclass
 
 import numpy as np
 
+from coincide.lloyd import READ, Lloyd
 from coincide.progress import Progress
 from coincide.rows import Rows, unit_rows
+from coincide.seeding import first_centroids
 
 log = logging.getLogger(__name__)
 
-ROWS_PER_BLOCK = 2048  # rows compared with all centroids at once
-IN_MEMORY_AT_MOST = 8 * 2**30  # bytes of float32 rows for which "auto" takes faiss
+IN_MEMORY_AT_MOST = 8 * 2**30  # bytes of rows for which "auto" takes memory
 REPAIR_ROUNDS = 10
 SAME = 1e-6  # a row this close to its centroid is not worth a cluster of its own
 STALLED = 1e-7  # gain in mean similarity below which another iteration is not worth it
@@ -26,34 +28,44 @@ class Clustering:
         centroids: (K, d) float32, unit rows.
         labels: (n,) int32, the centroid with the largest dot product; ties: lowest index.
         similarity: (n,) float32, cosine of each row with its centroid.
+        objective: mean similarity with the moved centroids after each iteration; it never falls.
+            Empty where the backend's own iterations do not report it.
     """
 
     centroids: np.ndarray
     labels: np.ndarray
     similarity: np.ndarray
+    objective: tuple = ()
 
 
-def spherical_kmeans(x, k, *, iterations=50, seed=0, backend="auto"):
+def spherical_kmeans(x, k, *, iterations=50, seed=0, backend="auto", fit_rows=None, stalled=STALLED):
     """Cluster rows on the unit sphere: assign by the largest dot product, centroids are normalised sums.
 
-    A cluster that is left empty gets the row that is farthest from its own centroid. Where x has fewer distinct
-    rows than k, clusters stay empty: they are removed and a warning says how many are left.
+    Begins with centroids drawn by k-means++ and improved on a sample. A cluster that is left empty gets
+    the row that its centroid serves worst. Where x has fewer distinct rows than k, clusters stay
+    empty: they are removed and a warning says how many are left. Zero rows belong to cluster 0 with
+    similarity 0. The same seed gives the same labels for any number of threads, for rows in memory
+    and on disk, however they are split, with the backends memory and stream; theirs are the labels
+    of plain float32 Lloyd iterations with close calls decided in float64.
 
     Args:
         x: (n, d) float16 or float32 array, an iterable of row blocks, or activations on disk
             (`coincide.storage.Activations`). Rows are scaled to unit norm.
         k: number of clusters, 1 <= k <= n.
         iterations: Lloyd iterations at most.
-        seed: of the initial rows.
-        backend: "faiss" (CPU, rows in memory as float32), "stream" (CPU, a block of rows at a time,
-            ends early when the objective stalls), "cuml" (GPU), or "auto": cuml where a CUDA device
-            and cuml are at hand, else faiss up to 8 GiB of float32 rows, else stream.
+        seed: of the first centroids.
+        backend: "memory" (CPU, 3 bytes a number of a float16 row), "stream" (CPU, rows on disk are read at
+            each iteration), "faiss" (CPU, faiss.Kmeans, 4 bytes a number), "cuml" (GPU), or "auto":
+            cuml where a CUDA device and cuml are at hand, else memory up to 8 GiB, else stream.
+        fit_rows: fit on a sample of this many rows and assign all; None: fit on all.
+        stalled: gain in mean similarity at or below which iterations end early; 0 goes on until no
+            row changes its cluster. Not used by faiss.
 
     Returns:
         Clustering.
 
     Raises:
-        ValueError: k outside 1..n, unknown backend, wrong shape, NaN or infinity.
+        ValueError: k outside 1..n, unknown backend, wrong shape, NaN or infinity, nothing but zero rows.
         ImportError: the backend's package is not installed.
 
     Source: Lee, Li, Hwang (EMNLP 2024), section 3.2; Dhillon and Modha (2001) for the algorithm.
@@ -68,53 +80,93 @@ def spherical_kmeans(x, k, *, iterations=50, seed=0, backend="auto"):
         raise ValueError(f"k must be in 1..{n}, the number of rows; got {k}")
     if iterations < 1:
         raise ValueError(f"iterations must be at least 1; got {iterations}")
-    if backend == "auto":
-        backend = "cuml" if _cuml_is_usable() else "faiss" if 4 * n * d <= IN_MEMORY_AT_MOST else "stream"
-    if backend not in BACKENDS:
+    if fit_rows is not None and not k <= fit_rows <= n:
+        raise ValueError(f"fit_rows must be in k..n, {k}..{n}; got {fit_rows}")
+    if backend not in ("auto", *BACKENDS):
         raise ValueError(f"backend must be auto, {', '.join(BACKENDS)}; got {backend!r}")
-    log.info("k-means: %d rows of %d numbers, %d clusters, backend %s", n, d, k, backend)
-    seeds = np.sort(np.random.default_rng(seed).choice(n, size=k, replace=False))
-    centroids = BACKENDS[backend](rows, unit_rows(rows.take(seeds).astype(np.float32)), iterations, seed)
-    return _finish(rows, unit_rows(np.asarray(centroids, dtype=np.float32)))
+    fitted = rows
+    if fit_rows is not None and fit_rows < n:
+        fitted = Rows(rows.take(np.sort(np.random.default_rng(seed).choice(n, size=fit_rows, replace=False))))
+    if backend == "auto":
+        fits = 3 * len(fitted) * d <= IN_MEMORY_AT_MOST
+        backend = "cuml" if _cuml_is_usable() else "memory" if fits else "stream"
+    log.info("k-means: %d rows of %d numbers, %d clusters, backend %s", len(fitted), d, k, backend)
+    start = time.monotonic()
+    seeds = first_centroids(fitted, k, seed)
+    log.info("k-means: first centroids after %.1f s", time.monotonic() - start)
+    state, objective = BACKENDS[backend](fitted, seeds, iterations, seed, stalled)
+    if fitted is not rows:
+        state = Lloyd(rows, state.centroids)
+        _say_loss(state, objective, len(fitted))
+    return _finish(state, objective)
 
 
-def assign(rows, centroids):
-    """Label and similarity of each row: the centroid with the largest dot product; ties: lowest index.
+def _iterate(rows, seeds, iterations, stalled, keep):
+    state, objective = Lloyd(rows, seeds, keep=keep), []
+    progress = Progress(iterations * len(rows), "k-means", unit="rows")
+    for i in range(iterations):
+        changed = state.assign(progress)
+        progress.update((i + 1) * len(rows) - progress.done)  # rows whose label needed no look
+        objective.append(state.update())
+        repaired = _repair(state)
+        log.info(
+            "k-means: iteration %d, mean similarity %.7f, %d rows changed cluster, %d clusters re-seeded, work %.2f",
+            len(objective), objective[-1], changed, repaired, state.work,
+        )  # fmt: skip
+        gain = objective[-1] - objective[-2] if len(objective) > 1 else np.inf
+        if not repaired and (not changed or gain <= stalled):
+            if len(objective) < iterations:
+                log.info(
+                    "k-means: ends after %d of %d iterations: %s",
+                    len(objective),
+                    iterations,
+                    "no row changes its cluster" if not changed else f"the objective gains {gain:.1g}",
+                )
+            break
+    progress.close()
+    return state, tuple(objective)
 
-    Args:
-        rows: Rows; they are scaled to unit norm.
-        centroids: (K, d) float32 unit rows.
+
+def _memory(rows, seeds, iterations, seed, stalled):
+    return _iterate(rows.in_memory(), seeds, iterations, stalled, keep=True)
+
+
+def _stream(rows, seeds, iterations, seed, stalled):
+    return _iterate(rows, seeds, iterations, stalled, keep=False)
+
+
+def _repair(state):
+    """Give each empty cluster a row of its own, split off from the cluster that serves it worst.
 
     Returns:
-        (n,) int32 labels and (n,) float32 similarities.
+        number of centroids changed; 0 where no row differs from its centroid.
     """
-    labels, similarity = np.empty(len(rows), np.int32), np.empty(len(rows), np.float32)
-    for part, _, own, best in _assigned_blocks(rows, centroids):
-        labels[part], similarity[part] = own, best
-    return labels, similarity
+    empty = np.flatnonzero(state.sizes == 0)
+    if not len(empty):
+        return 0
+    similarity = state.similarity()
+    similarity[state.labels < 0] = 1  # a zero row is no centroid
+    worst = np.argsort(similarity, kind="stable")[: 4 * len(empty)]
+    worst = worst[similarity[worst] < 1 - SAME]
+    found = unit_rows(state.rows.take(worst).astype(np.float32))
+    _, first = np.unique(found, axis=0, return_index=True)  # copies of one row would be one cluster again
+    found = found[np.sort(first)][: len(empty)]
+    state.replace(empty[: len(found)], found)
+    return len(found)
 
 
-def _assigned_blocks(rows, centroids):
-    """Yield (slice of the rows, unit rows, labels, similarities) block by block."""
-    for part, block in _unit_blocks(rows):
-        scores = block @ centroids.T
-        yield part, block, scores.argmax(axis=1), scores.max(axis=1)
+def _say_loss(state, objective, fitted):
+    state.assign()
+    before = float(state.similarity().mean(dtype=np.float64))
+    after = state.update()
+    log.info(
+        "k-means: fitted on %d of %d rows: mean similarity %s on these, %.7f on all; "
+        "one iteration over all rows gains %.1e, the least that fitting on a sample costs",
+        fitted, len(state.rows), f"{objective[-1]:.7f}" if objective else "not reported", before, after - before,
+    )  # fmt: skip
 
 
-def _unit_blocks(rows):
-    """Yield (slice of the rows, unit rows) block by block."""
-    for start, block in rows.blocks(ROWS_PER_BLOCK):
-        yield slice(start, start + len(block)), unit_rows(block.astype(np.float32))
-
-
-def _in_memory(rows):
-    x = np.empty(rows.shape, np.float32)
-    for part, block in _unit_blocks(rows):
-        x[part] = block
-    return x
-
-
-def _faiss(rows, seeds, iterations, seed):
+def _faiss(rows, seeds, iterations, seed, stalled):
     import faiss
 
     kmeans = faiss.Kmeans(
@@ -127,74 +179,40 @@ def _faiss(rows, seeds, iterations, seed):
         max_points_per_centroid=len(rows),
         min_points_per_centroid=1,
     )
-    kmeans.train(_in_memory(rows), init_centroids=seeds)
-    return kmeans.centroids
+    kmeans.train(_unit_rows_in_memory(rows), init_centroids=seeds)
+    return Lloyd(rows, unit_rows(kmeans.centroids)), tuple(float(o) / len(rows) for o in kmeans.obj)
 
 
-def _stream(rows, seeds, iterations, seed):
-    from scipy.sparse import csr_array
-
-    centroids, k, objective = seeds, len(seeds), -np.inf
-    progress = Progress(iterations * len(rows), "k-means", unit="rows")
-    labels, similarity = np.empty(len(rows), np.int32), np.empty(len(rows), np.float32)
-    for iteration in range(iterations):
-        # float64 sums: the centroids, rounded to float32, do not depend on where blocks begin
-        sums = np.zeros((k, rows.shape[1]))
-        for part, block, own, best in _assigned_blocks(rows, centroids):
-            members = csr_array((np.ones(len(block)), (own, np.arange(len(block)))), shape=(k, len(block)))
-            sums += members @ block
-            labels[part], similarity[part] = own, best
-            progress.update(len(block))
-        centroids = unit_rows(sums).astype(np.float32)
-        changed = _reseed(rows, centroids, labels, similarity)
-        mean = similarity.mean(dtype=np.float64)
-        log.info("k-means: iteration %d, mean similarity %.7f, %d re-seeded", iteration + 1, mean, changed)
-        if mean - objective <= STALLED and not changed:
-            log.info("k-means: the objective stalls, ending after %d of %d iterations", iteration + 1, iterations)
-            break
-        objective = mean
-    progress.close()
-    return centroids
-
-
-def _reseed(rows, centroids, labels, similarity):
-    """Give each empty cluster a row of its own, split off from the cluster that serves it worst.
-
-    Returns:
-        number of centroids changed, in place; 0 where no row differs from its centroid.
-    """
-    empty = np.flatnonzero(np.bincount(labels, minlength=len(centroids)) == 0)
-    if not len(empty):
-        return 0
-    worst = np.argsort(similarity, kind="stable")[: 4 * len(empty)]
-    worst = worst[similarity[worst] < 1 - SAME]
-    found = unit_rows(rows.take(worst).astype(np.float32))
-    _, first = np.unique(found, axis=0, return_index=True)  # copies of one row would be one cluster again
-    found = found[np.sort(first)][: len(empty)]
-    centroids[empty[: len(found)]] = found
-    return len(found)
-
-
-def _cuml(rows, seeds, iterations, seed):
+def _cuml(rows, seeds, iterations, seed, stalled):
     try:
         import cupy
         from cuml.cluster import KMeans
     except ImportError as error:
         raise ImportError(
-            "clustering backend 'cuml' needs the packages cuml and cupy; install them or set the backend to faiss"
+            "clustering backend 'cuml' needs the packages cuml and cupy; install them or set the backend to memory"
         ) from error
     # cuML knows L2 alone. On unit rows the nearest unit centroid is the one with the largest dot
     # product, so one round at a time with centroids put back on the sphere is spherical k-means.
-    data, centroids = cupy.asarray(_in_memory(rows)), cupy.asarray(seeds)
+    data, centroids, objective = cupy.asarray(_unit_rows_in_memory(rows)), cupy.asarray(seeds), []
     for _ in range(iterations):
         kmeans = KMeans(n_clusters=len(seeds), init=centroids, n_init=1, max_iter=1, random_state=seed)
         kmeans.fit(data)
         centroids = cupy.asarray(kmeans.cluster_centers_)
         centroids /= cupy.linalg.norm(centroids, axis=1, keepdims=True)
-    return cupy.asnumpy(centroids)
+        # mean |x - c|² = 2 - 2 · mean similarity with the centroids that the round began with
+        objective.append(1 - float(kmeans.inertia_) / (2 * len(rows)))
+        log.info("k-means: iteration %d, mean similarity %.7f", len(objective), objective[-1])
+        if len(objective) > 1 and objective[-1] - objective[-2] <= stalled:
+            log.info("k-means: the objective stalls, ending after %d of %d iterations", len(objective), iterations)
+            break
+    return Lloyd(rows, cupy.asnumpy(centroids)), tuple(objective)
 
 
-BACKENDS = {"faiss": _faiss, "stream": _stream, "cuml": _cuml}
+BACKENDS = {"memory": _memory, "stream": _stream, "faiss": _faiss, "cuml": _cuml}
+
+
+def _unit_rows_in_memory(rows):
+    return np.concatenate([unit_rows(block.astype(np.float32)) for _, block in rows.blocks(READ)])
 
 
 def _cuml_is_usable():
@@ -210,20 +228,22 @@ def _cuml_is_usable():
         return False
 
 
-def _finish(rows, centroids):
-    labels, similarity = assign(rows, centroids)
+def _finish(state, objective):
+    state.assign()
     for _ in range(REPAIR_ROUNDS):
-        if not (changed := _reseed(rows, centroids, labels, similarity)):
+        if not (changed := _repair(state)):
             break
         log.info("k-means: re-seeded %d empty clusters", changed)
-        labels, similarity = assign(rows, centroids)
-    sizes = np.bincount(labels, minlength=len(centroids))
-    filled = np.flatnonzero(sizes)
-    if len(filled) < len(sizes):
+        state.assign()
+    filled, labels = np.flatnonzero(state.sizes), state.labels
+    if not len(filled):
+        raise ValueError("every row of x is zero: there is nothing to cluster")
+    if len(filled) < len(state.sizes):
         warnings.warn(
-            f"{len(sizes) - len(filled)} of {len(sizes)} clusters are empty and were removed: "
+            f"{len(state.sizes) - len(filled)} of {len(state.sizes)} clusters are empty and were removed: "
             "x has fewer distinct rows than k",
             stacklevel=3,
         )
-        labels = np.searchsorted(filled, labels).astype(np.int32)
-    return Clustering(centroids[filled], labels, similarity)
+    similarity = state.similarity()
+    labels = np.searchsorted(filled, labels).astype(np.int32)  # zero rows, labelled -1, become 0
+    return Clustering(state.centroids[filled], labels, similarity, objective)

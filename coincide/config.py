@@ -137,7 +137,8 @@ class Clustering(Section):
     k: Count = Field(description="number of clusters; the paper has about one for 66 samples")
     iterations: Count = 50
     seed: Size = 0
-    backend: Literal["auto", "faiss", "stream", "cuml"] = "auto"
+    backend: Literal["auto", "memory", "stream", "faiss", "cuml"] = "auto"
+    fit_rows: Count | None = Field(None, description="fit on this many rows drawn at random, then assign all")
 
 
 class Selection(Section):
@@ -147,6 +148,7 @@ class Selection(Section):
     methods: list[Literal["coincide", "random"]] = Field(["coincide", "random"], min_length=1)
     temperature: Positive = Field(0.1, description="τ of the softmax over clusters")
     gamma: Positive = Field(1.0, description="width of the Gaussian kernel")
+    cluster_groups: Count = Field(1, description="jobs that share the clusters for density and picks; same result")
     blocks: Literal["text", "all"] = Field("text", description="columns of the centroids that transferability compares")
     exclude_above: Annotated[float, Field(ge=-1, le=1, strict=True)] = Field(
         0.9, description="cosine above which clusters count as near-copies"

@@ -7,8 +7,9 @@ import pandas as pd
 
 from coincide.budget import allocate, shares, total_budget
 from coincide.density import density
-from coincide.picks import greedy_mmd
-from coincide.rows import Rows, members_by_cluster
+from coincide.kernel import ClusterKernel
+from coincide.picks import greedy_picks
+from coincide.rows import Rows, map_clusters, members_by_cluster
 from coincide.transferability import transferability
 
 
@@ -103,7 +104,7 @@ def add_budget(stats, fraction, *, temperature=0.1):
     return stats.assign(budget=allocate(scores, stats["size"], budget, temperature=temperature))
 
 
-def pick_members(x, labels, stats, *, gamma=1.0):
+def pick_members(x, labels, stats, *, gamma=1.0, clusters=None):
     """Greedy MMD picks of every cluster, clusters from the largest share to the smallest.
 
     Args:
@@ -111,12 +112,45 @@ def pick_members(x, labels, stats, *, gamma=1.0):
         labels: (n,) cluster of each row.
         stats: table with columns share and budget, row i for cluster i.
         gamma: kernel width γ.
+        clusters: (m,) the clusters to pick from; None: all.
 
     Returns:
         (B,) int64 rows of x.
     """
     x, members = Rows(x), members_by_cluster(labels, len(stats))
     budgets = stats["budget"].to_numpy()
-    order = np.argsort(-stats["share"].to_numpy(), kind="stable")
-    picked = [members[c][greedy_mmd(x.take(members[c]), budgets[c], gamma=gamma)] for c in order if budgets[c] > 0]
+    order = _by_share(stats)
+    order = order[(budgets[order] > 0) & (np.isin(order, clusters) if clusters is not None else True)]
+
+    def pick(i, rows):
+        return members[order[i]][greedy_picks(ClusterKernel(rows, gamma=gamma), budgets[order[i]])]
+
+    picked = list(map_clusters(pick, x, [members[c] for c in order], "picks"))
     return np.concatenate(picked) if picked else np.empty(0, dtype=np.int64)
+
+
+def rank_picks(indices, labels, stats):
+    """Put the picks of several groups of clusters in the order that `pick_members` gives for all: (B,) int64."""
+    place = np.empty(len(stats), np.int64)
+    place[_by_share(stats)] = np.arange(len(stats))
+    return indices[np.argsort(place[labels[indices]], kind="stable")]
+
+
+def cluster_group(labels, group, groups):
+    """Clusters of one of several groups of about the same work, for a job of its own.
+
+    Args:
+        labels: (n,) cluster of each row.
+        group: which group, in 0..groups-1.
+        groups: number of groups; together they hold every cluster once.
+
+    Returns:
+        array of clusters, ascending.
+    """
+    work = np.cumsum(np.bincount(labels).astype(np.float64) ** 2)  # pairs of members
+    ends = np.searchsorted(work, work[-1] * np.arange(1, groups) / groups)
+    return np.split(np.arange(len(work)), ends)[group]
+
+
+def _by_share(stats):
+    return np.argsort(-stats["share"].to_numpy(), kind="stable")

@@ -2,7 +2,9 @@
 
 import numpy as np
 
-from coincide.kernel import gaussian_kernel
+from coincide import compiled
+from coincide.kernel import ClusterKernel
+from coincide.progress import Progress
 from coincide.rows import Rows
 
 TIE = 1e-12  # candidates whose MMD² differs by less than rounding are ties
@@ -38,21 +40,23 @@ def greedy_mmd(x, m, *, gamma=1.0):
     n = len(rows := Rows(x))
     if not 0 <= m <= n:
         raise ValueError(f"m must be in 0..{n}; got {m}")
-    kernel = gaussian_kernel(rows.take(np.arange(n)), gamma=gamma)
-    to_cluster = kernel.mean(axis=1)  # mean kernel of each member with the cluster
-    to_picks = np.zeros(n)  # summed kernel of each member with the picks so far
-    within, across = 0.0, 0.0  # summed kernel among the picks, and of the picks with the cluster
-    free = np.ones(n, dtype=bool)
-    picks = np.empty(m, dtype=np.int64)
+    return greedy_picks(ClusterKernel(rows.take(np.arange(n)), gamma=gamma), m)
+
+
+def greedy_picks(kernel, m):
+    """`greedy_mmd` on the kernel of a cluster: a `ClusterKernel`, of which one column a pick is asked for."""
+    to_cluster = kernel.means()
+    n = len(to_cluster)
+    picks = np.zeros(m, dtype=np.int64)
+    running = to_cluster, np.zeros(n), np.ones(n, dtype=bool), np.zeros(2), picks
+    if kernel.whole is not None:
+        compiled.greedy_additions(kernel.whole, *running, 0, m, TIE)
+        return picks
+    progress = Progress(m, "picks of a large cluster", unit="picks")
+    column = np.zeros(n)
     for i in range(m):
-        size = i + 1
-        # MMD² after adding each member, less the cluster's own constant term
-        value = (within + 2 * to_picks + 1.0) / size**2 - 2 * (across + to_cluster) / size
-        value[~free] = np.inf
-        pick = int(np.argmax(value <= value.min() + TIE))
-        picks[i] = pick
-        free[pick] = False
-        within += 2 * to_picks[pick] + 1.0
-        across += to_cluster[pick]
-        to_picks += kernel[pick]
+        compiled.greedy_additions(column[None], *running, i, i + 1, TIE)
+        column = kernel.column(picks[i])
+        progress.update(1)
+    progress.close()
     return picks

@@ -1,6 +1,15 @@
 """Reading (n, d) data that is an array, row blocks, or activations on disk."""
 
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+
 import numpy as np
+
+from coincide import compiled
+from coincide.progress import Progress
+
+BYTES_AT_ONCE = 2**28  # of rows fetched for clusters that are worked on at the same time
+LARGE = 2048  # members from which on a cluster is worth all threads
 
 
 class Rows:
@@ -36,6 +45,22 @@ class Rows:
         _check_finite(rows, indices)
         return rows
 
+    def in_memory(self):
+        """The same rows, in memory."""
+        return Rows(np.concatenate([block for _, block in self.blocks(len(self))])) if self.on_disk else self
+
+    def batches(self, rows, size):
+        """Yield (x, where, rows) over these rows: part of them at a time, and where in x each of them stands.
+
+        Args:
+            rows: (m,) positions, ascending.
+            size: rows at a time, at most.
+        """
+        parts = (rows[start : start + size] for start in range(0, len(rows), size))
+        if not self.on_disk:
+            return ((self.x, part, part) for part in parts)
+        return ahead((self.x.rows(part), np.arange(len(part)), part) for part in parts)
+
     def blocks(self, size):
         """Yield (start, rows) over all rows in order, at most `size` rows at a time.
 
@@ -49,6 +74,17 @@ class Rows:
                 _check_finite(rows, range(start, start + len(rows)))
                 yield start, rows
                 start += len(rows)
+
+
+def ahead(items):
+    """Yield the items of an iterable, the next one made in a thread while this one is in use."""
+    with ThreadPoolExecutor(1) as pool:
+        items = iter(items)
+        end = object()
+        following = pool.submit(next, items, end)
+        while (item := following.result()) is not end:
+            following = pool.submit(next, items, end)
+            yield item
 
 
 def _check_finite(rows, positions):
@@ -75,6 +111,44 @@ def members_by_cluster(labels, k):
         raise ValueError(f"labels must be a vector of integers in 0..{k - 1}")
     order = np.argsort(labels, kind="stable")
     return np.split(order, np.cumsum(np.bincount(labels, minlength=k))[:-1])
+
+
+def map_clusters(function, x, members, what):
+    """Yield function(i, rows) for each cluster i, in order, clusters in parallel and the next ones read ahead.
+
+    Small clusters run one on each thread, a large one on all of them.
+
+    Args:
+        function: takes the place of a cluster in `members` and the (n, d) rows of its members.
+        x: Rows.
+        members: list of (n_i,) row positions.
+        what: is being done, for the progress.
+    """
+    progress = Progress(len(members), what, unit="clusters")
+    row_bytes = x.shape[1] * x.x.dtype.itemsize if not x.on_disk else x.shape[1] * 2
+    sizes = np.array([len(m) for m in members], dtype=np.int64)
+    breaks = np.flatnonzero(np.diff(np.cumsum(sizes * row_bytes) // BYTES_AT_ONCE)) + 1
+    large = np.flatnonzero(sizes >= LARGE)
+    breaks = np.unique(np.concatenate([[0, len(members)], breaks, large, large + 1]))
+    groups = list(pairwise(breaks))
+
+    def read(group):
+        positions = np.concatenate(members[slice(*group)])
+        order = np.argsort(positions)  # from disk in the order of the file
+        places = np.empty(len(order), np.int64)
+        places[order] = np.arange(len(order))
+        return group, x.take(positions[order]), np.split(places, np.cumsum(sizes[slice(*group)])[:-1])
+
+    with ThreadPoolExecutor(compiled.threads()) as pool:
+        for group, rows, places in ahead(map(read, groups)):
+            numbers, parts = range(*group), (rows[inside] for inside in places)
+            if len(numbers) == 1:
+                yield function(numbers[0], next(parts))
+            else:
+                with compiled.one_blas_thread():
+                    yield from list(pool.map(function, numbers, parts))
+            progress.update(len(numbers))
+    progress.close()
 
 
 def unit_rows(x):

@@ -7,7 +7,7 @@ reader still opens the file. Dimension and dtype stand in the file's metadata.
 import hashlib
 import json
 import os
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from coincide.files import replacing
+from coincide.rows import ahead
 
 ROW_GROUP = 2048  # rows; 84 MB at the paper's 20,480 numbers a row
 DTYPE = np.dtype("<f2")
+AGAIN = "delete it and run again"
 
 
 class StorageError(ValueError):
@@ -47,7 +49,7 @@ def write_activations(path, blocks, *, dimension, metadata):
             pa.field("activation", pa.binary(dimension * DTYPE.itemsize), False),
         ]
     )
-    content, sample_ids = hashlib.sha256(), []
+    digests, sample_ids = [], []
     with (
         replacing(path) as part,
         pq.ParquetWriter(
@@ -66,7 +68,7 @@ def write_activations(path, blocks, *, dimension, metadata):
             column = pa.FixedSizeBinaryArray.from_buffers(schema.field(1).type, len(rows), [None, pa.py_buffer(rows)])
             table = pa.Table.from_arrays([pa.array(ids, pa.string()), column], schema=schema)
             writer.write_table(table, row_group_size=max(len(rows), 1))
-            content.update(rows)
+            digests.append(hashlib.sha256(rows).hexdigest())
             sample_ids += ids
         writer.add_key_value_metadata(
             {
@@ -77,7 +79,7 @@ def write_activations(path, blocks, *, dimension, metadata):
                         "dtype": "float16",
                         "samples": len(sample_ids),
                         "samples_digest": samples_digest(sample_ids),
-                        "content_digest": content.hexdigest(),
+                        "row_group_digests": digests,
                     }
                 )
             }
@@ -87,8 +89,9 @@ def write_activations(path, blocks, *, dimension, metadata):
 class Activations:
     """Activations of a Parquet file or of a folder of them, in order of file name.
 
-    Iterating yields (n, d) float16 row blocks, so it can be given to the functions of `coincide`
-    that take row blocks. `numpy.concatenate(list(activations))` is the whole matrix.
+    `numpy.asarray(Activations(path))` is the whole matrix, iterating yields it as (n, d) float16
+    blocks, `rows` fetches rows by position. The functions of `coincide` take it as it is and read
+    what they need.
 
     Args:
         path: a .parquet file, or a folder that holds such files.
@@ -102,18 +105,25 @@ class Activations:
         self.files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
         if not self.files:
             raise StorageError(f"{path} holds no activations")
-        self.metadata = [_metadata(file) for file in self.files]
+        footers = [_footer(file) for file in self.files]
+        self.metadata = [_metadata(file, footer) for file, footer in zip(self.files, footers)]
         self.dimension = self.metadata[0]["dimension"]
         self.shape = (sum(m["samples"] for m in self.metadata), self.dimension)
+        self._groups = [
+            group for file, footer in zip(self.files, footers) for group in _row_groups(file, footer, self.dimension)
+        ]
+        self._starts = np.cumsum([0] + [group.rows for group in self._groups])
 
     def __len__(self):
         return self.shape[0]
 
     def __iter__(self):
-        for file in self.files:
-            reader = pq.ParquetFile(file)
-            for group in range(reader.num_row_groups):
-                yield _rows(reader.read_row_group(group, columns=["activation"])["activation"], self.dimension)
+        spans = zip(self._starts[:-1], self._starts[1:])
+        return ahead(self.rows(np.arange(first, last)) for first, last in spans)
+
+    def __array__(self, dtype=None, copy=None):
+        whole = self.rows(np.arange(len(self)))
+        return whole if dtype is None else whole.astype(dtype, copy=False)
 
     def rows(self, indices):
         """Fetch rows by position, in the order asked, reading no more of the files than these rows.
@@ -126,48 +136,21 @@ class Activations:
         """
         indices = np.asarray(indices, dtype=np.int64)
         result = np.empty((len(indices), self.dimension), DTYPE)
-        groups = np.searchsorted(self._starts, indices, side="right") - 1
-        for group in np.unique(groups):
-            wanted = np.flatnonzero(groups == group)
-            self._fetch(group, indices[wanted] - self._starts[group], result, wanted)
+        order = np.argsort(indices, kind="stable")
+        positions = indices[order]
+        bounds = np.searchsorted(positions, self._starts)
+        file = source = None
+        for group in np.flatnonzero(np.diff(bounds)):
+            part = slice(bounds[group], bounds[group + 1])
+            if self._groups[group].file != file:
+                if source is not None:
+                    os.close(source)
+                file = self._groups[group].file
+                source = os.open(file, os.O_RDONLY)
+            self._groups[group].read(source, positions[part] - self._starts[group], result, order[part])
+        if source is not None:
+            os.close(source)
         return result
-
-    @cached_property
-    def _groups(self):
-        """(file, row group in it, place of the first row's bytes, rows) of every row group.
-
-        The place is None where the rows do not lie side by side in the file.
-        """
-        groups = []
-        for file in self.files:
-            metadata = pq.read_metadata(file)
-            for number in range(metadata.num_row_groups):
-                chunk = metadata.row_group(number).column(1)
-                size = metadata.row_group(number).num_rows * self.dimension * DTYPE.itemsize
-                place = None
-                if chunk.compression == "UNCOMPRESSED" and _page_size(file, chunk.data_page_offset) == size:
-                    place = chunk.data_page_offset + chunk.total_compressed_size - size
-                groups.append((file, number, place, metadata.row_group(number).num_rows))
-        return groups
-
-    @cached_property
-    def _starts(self):
-        return np.cumsum([0] + [rows for *_, rows in self._groups])[:-1]
-
-    def _fetch(self, group, inside, result, wanted):
-        file, number, place, _ = self._groups[group]
-        if place is None:
-            block = _rows(
-                pq.ParquetFile(file).read_row_group(number, columns=["activation"])["activation"], self.dimension
-            )
-            result[wanted] = block[inside]
-            return
-        width = self.dimension * DTYPE.itemsize
-        with open(file, "rb", buffering=0) as source:
-            for row, target in zip(inside, wanted):
-                got = os.preadv(source.fileno(), [result[target]], place + int(row) * width)
-                if got != width:
-                    raise StorageError(f"{file} ends before its rows do: delete it and run again")
 
     @property
     def sample_ids(self):
@@ -187,21 +170,66 @@ class Activations:
             StorageError: damaged content, or NaN or infinite numbers; names the file.
         """
         for file, metadata in zip(self.files, self.metadata):
-            content = hashlib.sha256()
-            for block in Activations(file):
-                content.update(block)
+            blocks = zip(Activations(file), metadata["row_group_digests"], strict=True)
+            for number, (block, digest) in enumerate(blocks):
+                if hashlib.sha256(block).hexdigest() != digest:
+                    raise StorageError(f"{file} does not match its digest in row group {number}: {AGAIN}")
                 if not np.isfinite(block).all():
-                    raise StorageError(f"{file} holds NaN or infinite numbers: delete it and run again")
+                    raise StorageError(f"{file} holds NaN or infinite numbers in row group {number}: {AGAIN}")
             ids = pq.read_table(file, columns=["sample_id"])["sample_id"].to_pylist()
-            if content.hexdigest() != metadata["content_digest"] or samples_digest(ids) != metadata["samples_digest"]:
-                raise StorageError(f"{file} does not match its digest: delete it and run again")
+            if samples_digest(ids) != metadata["samples_digest"]:
+                raise StorageError(f"{file} does not match its digest of sample ids: {AGAIN}")
 
 
-def _metadata(file):
+@dataclass(frozen=True)
+class _RowGroup:
+    """Where the rows of a row group lie: `place` is that of the first, None where they do not lie side by side."""
+
+    file: Path
+    number: int
+    rows: int
+    dimension: int
+    place: int | None
+
+    def read(self, source, inside, result, targets):
+        """Read the rows `inside` (ascending) into result[targets], those that lie side by side at once."""
+        if self.place is None:
+            column = pq.ParquetFile(self.file).read_row_group(self.number, columns=["activation"])["activation"]
+            result[targets] = _rows(column, self.dimension)[inside]
+            return
+        width = self.dimension * DTYPE.itemsize
+        breaks = np.flatnonzero((np.diff(inside) != 1) | (np.diff(targets) != 1)) + 1
+        for first, last in zip([0, *breaks], [*breaks, len(inside)]):
+            target = result[targets[first] : targets[first] + last - first].reshape(-1).view(np.uint8)
+            place, done = self.place + int(inside[first]) * width, 0
+            while done < len(target):  # one call reads 2 GiB at most
+                if not (got := os.preadv(source, [target[done:]], place + done)):
+                    raise StorageError(f"{self.file} ends before its rows do: {AGAIN}")
+                done += got
+
+
+def _row_groups(file, footer, dimension):
+    for number in range(footer.num_row_groups):
+        group = footer.row_group(number)
+        chunk, size = group.column(1), group.num_rows * dimension * DTYPE.itemsize
+        place = None
+        if chunk.compression == "UNCOMPRESSED" and _page_size(file, chunk.data_page_offset) == size:
+            place = chunk.data_page_offset + chunk.total_compressed_size - size
+        yield _RowGroup(file, number, group.num_rows, dimension, place)
+
+
+def _footer(file):
     try:
-        return json.loads(pq.read_metadata(file).metadata[b"coincide"])
-    except (OSError, pa.ArrowException, KeyError, TypeError) as error:
-        raise StorageError(f"{file} is not a whole activation file ({error}): delete it and run again") from None
+        return pq.read_metadata(file)
+    except (OSError, pa.ArrowException) as error:
+        raise StorageError(f"{file} is not a whole activation file ({error}): {AGAIN}") from None
+
+
+def _metadata(file, footer):
+    try:
+        return json.loads(footer.metadata[b"coincide"])
+    except (KeyError, TypeError) as error:
+        raise StorageError(f"{file} is not an activation file ({error}): {AGAIN}") from None
 
 
 def _page_size(file, offset):

@@ -45,17 +45,18 @@ def read_centroids(path):
     return column.flatten().to_numpy().reshape(len(column), -1)
 
 
-def column_table(name, values):
-    """cluster, and one value of each."""
-    return pd.DataFrame({"cluster": np.arange(len(values), dtype=np.int32), name: values})
+def column_table(name, values, clusters=None):
+    """cluster, and one value of each; all clusters, or those named."""
+    clusters = np.arange(len(values)) if clusters is None else clusters
+    return pd.DataFrame({"cluster": np.asarray(clusters, np.int32), name: values})
 
 
 def read_cluster_stats(centroids, transferability, density, *, temperature):
-    """cluster, size, transferability, density, share, from the files of the stages."""
+    """cluster, size, transferability, density, share, from the files of the stages; density in one file a group."""
     return cluster_stats(
         pd.read_parquet(centroids, columns=["size"])["size"],
         pd.read_parquet(transferability)["transferability"].to_numpy(),
-        pd.read_parquet(density)["density"].to_numpy(),
+        pd.concat([pd.read_parquet(group) for group in density])["density"].to_numpy(),
         temperature=temperature,
     )
 

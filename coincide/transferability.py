@@ -4,7 +4,7 @@ import numpy as np
 
 from coincide.rows import unit_rows
 
-ROWS_PER_BLOCK = 1024  # a block of cosines, ROWS_PER_BLOCK × K float64, is all that is held at once
+ROWS_PER_BLOCK = 1024  # centroids compared at once: two blocks of them and their cosines are held in float64
 
 
 def transferability(centroids, *, blocks=None, exclude_above=0.9):
@@ -34,18 +34,24 @@ def transferability(centroids, *, blocks=None, exclude_above=0.9):
     centroids = np.asarray(centroids)
     if centroids.ndim != 2 or 0 in centroids.shape:
         raise ValueError(f"centroids must have shape (K, d) with K, d > 0; got {centroids.shape}")
-    unit = unit_rows(_columns(centroids, blocks).astype(np.float64))
-    k = len(unit)
-    result = np.empty(k)
-    for start in range(0, k, ROWS_PER_BLOCK):
-        cosine = unit[start : start + ROWS_PER_BLOCK] @ unit.T
-        kept = cosine <= exclude_above
-        # i itself is left out also where its cosine rounds, or is a zero row's zero.
-        kept[np.arange(len(cosine)), np.arange(start, start + len(cosine))] = False
-        count = kept.sum(axis=1)
-        total = np.where(kept, cosine, 0.0).sum(axis=1)
-        result[start : start + len(cosine)] = np.where(count > 0, total / np.maximum(count, 1), exclude_above)
-    return result
+    columns = _columns(centroids, blocks)
+    k = len(columns)
+    total, count = np.zeros(k), np.zeros(k, dtype=np.int64)
+    parts = [slice(start, start + ROWS_PER_BLOCK) for start in range(0, k, ROWS_PER_BLOCK)]
+    for i, a in enumerate(parts):  # cosine is symmetric: each pair of blocks once
+        unit = unit_rows(columns[a].astype(np.float64))
+        for b in parts[i:]:
+            cosine = unit @ (unit if a == b else unit_rows(columns[b].astype(np.float64))).T
+            kept = cosine <= exclude_above
+            if a == b:  # i itself is left out also where its cosine rounds, or is a zero row's zero
+                np.fill_diagonal(kept, False)
+            cosine[~kept] = 0.0
+            total[a] += cosine.sum(axis=1)
+            count[a] += kept.sum(axis=1)
+            if a != b:
+                total[b] += cosine.sum(axis=0)
+                count[b] += kept.sum(axis=0)
+    return np.where(count > 0, total / np.maximum(count, 1), exclude_above)
 
 
 def _columns(centroids, blocks):

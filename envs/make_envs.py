@@ -9,7 +9,7 @@ MODELS = ["torch", "torchvision", "transformers", "tokenizers", "safetensors", "
 STAGES = {
     "dataset": [*COMMON, "easy-vqa", "scikit-learn", "datasets"],
     "extract": [*COMMON, *MODELS],
-    "select": [*COMMON, "scipy", "faiss-cpu"],
+    "select": [*COMMON, "torch", "numba", "threadpoolctl", "faiss-cpu"],
     "finetune": [*COMMON, *MODELS, "peft"],
     "evaluate": [*COMMON, *MODELS, "peft", "lmms-eval", "decord"],
     "report": [*COMMON, "matplotlib", "jinja2"],

@@ -5,6 +5,7 @@ from coincide.config import BUILT_MODELS, MINI_MIX
 RUN = f"results/{cfg.run}"
 SHARDS = [f"{shard:05d}" for shard in range(cfg.dataset.shards)]
 FRACTIONS = [f"{fraction:g}" for fraction in cfg.selection.fractions]
+CLUSTER_GROUPS = [f"{group:03d}" for group in range(cfg.selection.cluster_groups)]
 CHECKPOINTS = f"{RUN}/checkpoints"
 
 

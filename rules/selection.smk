@@ -19,6 +19,7 @@ rule clusters:
         iterations=cfg.clustering.iterations,
         seed=cfg.clustering.seed,
         backend=cfg.clustering.backend,
+        fit_rows=cfg.clustering.fit_rows,
     script:
         "../workflow_scripts/clusters.py"
 
@@ -48,16 +49,17 @@ rule density:
         activations=f"{RUN}/activations.parquet",
         clusters=f"{RUN}/clusters.parquet",
     output:
-        f"{RUN}/density.parquet",
+        f"{RUN}/density/group-{{cluster_group}}.parquet",
     log:
-        f"{RUN}/logs/density.log",
+        f"{RUN}/logs/density/{{cluster_group}}.log",
     benchmark:
-        f"{RUN}/benchmarks/density.tsv"
+        f"{RUN}/benchmarks/density/{{cluster_group}}.tsv"
     conda:
         "../envs/select.yaml"
     threads: share_of_cores
     params:
         gamma=cfg.selection.gamma,
+        cluster_groups=cfg.selection.cluster_groups,
     script:
         "../workflow_scripts/density.py"
 
@@ -66,7 +68,10 @@ rule budget:
     input:
         centroids=f"{RUN}/centroids.parquet",
         transferability=f"{RUN}/transferability.parquet",
-        density=f"{RUN}/density.parquet",
+        density=expand(
+            f"{RUN}/density/group-{{cluster_group}}.parquet",
+            cluster_group=CLUSTER_GROUPS,
+        ),
     output:
         f"{RUN}/coresets/coincide/{{fraction}}/budget.parquet",
     log:
@@ -87,18 +92,39 @@ rule picks:
         activations=f"{RUN}/activations.parquet",
         clusters=f"{RUN}/clusters.parquet",
     output:
-        f"{RUN}/coresets/coincide/{{fraction}}/coreset.parquet",
+        f"{RUN}/coresets/coincide/{{fraction}}/picks/group-{{cluster_group}}.parquet",
     log:
-        f"{RUN}/logs/picks/{{fraction}}.log",
+        f"{RUN}/logs/picks/{{fraction}}-{{cluster_group}}.log",
     benchmark:
-        f"{RUN}/benchmarks/picks/{{fraction}}.tsv"
+        f"{RUN}/benchmarks/picks/{{fraction}}-{{cluster_group}}.tsv"
     conda:
         "../envs/select.yaml"
     threads: share_of_cores
     params:
         gamma=cfg.selection.gamma,
+        cluster_groups=cfg.selection.cluster_groups,
     script:
         "../workflow_scripts/picks.py"
+
+
+rule ranked_picks:
+    input:
+        budget=f"{RUN}/coresets/coincide/{{fraction}}/budget.parquet",
+        clusters=f"{RUN}/clusters.parquet",
+        picks=expand(
+            f"{RUN}/coresets/coincide/{{{{fraction}}}}/picks/group-{{cluster_group}}.parquet",
+            cluster_group=CLUSTER_GROUPS,
+        ),
+    output:
+        f"{RUN}/coresets/coincide/{{fraction}}/coreset.parquet",
+    log:
+        f"{RUN}/logs/ranked_picks/{{fraction}}.log",
+    benchmark:
+        f"{RUN}/benchmarks/ranked_picks/{{fraction}}.tsv"
+    conda:
+        "../envs/select.yaml"
+    script:
+        "../workflow_scripts/ranked_picks.py"
 
 
 rule random_picks:

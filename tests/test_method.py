@@ -79,6 +79,45 @@ def test_picks_equal_the_slow_version(seed, gamma):
     assert coincide.greedy_mmd(members, m, gamma=gamma).tolist() == slow_picks(members, m, gamma)
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_picks_of_a_cluster_too_large_for_its_kernel_are_the_same(monkeypatch, dtype):
+    x = np.random.default_rng(0).normal(size=(150, 8)).astype(dtype)
+    x[100:120] = x[0]
+    whole = coincide.greedy_mmd(x, 60)
+    monkeypatch.setattr("coincide.kernel.WHOLE", 10)
+    monkeypatch.setattr("coincide.kernel.ROWS_PER_BLOCK", 32)
+    assert coincide.greedy_mmd(x, 60).tolist() == whole.tolist()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 20), st.sampled_from([0.1, 0.5, 1.0]))
+def test_permuting_the_rows_permutes_the_picks(seed, clusters, fraction):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(60, 5)).astype(np.float16)  # no two rows alike, no cluster of two: no ties
+    labels = np.concatenate([np.repeat(np.arange(clusters), 3), rng.integers(0, clusters, 60 - 3 * clusters)])
+    centroids = rng.normal(size=(clusters, 5))
+    order = rng.permutation(60)
+    picks = coincide.select(x, labels, centroids, fraction=fraction).indices
+    moved = coincide.select(x[order], labels[order], centroids, fraction=fraction).indices
+    assert len(set(picks.tolist())) == len(picks) == int(fraction * 60)
+    assert order[moved].tolist() == picks.tolist()
+
+
+def test_groups_of_clusters_give_the_same_as_all_at_once():
+    from coincide.coreset import cluster_group, pick_members, rank_picks
+
+    rng = np.random.default_rng(2)
+    x, labels = rng.normal(size=(300, 6)).astype(np.float16), rng.integers(0, 25, 300)
+    whole = coincide.select(x, labels, rng.normal(size=(25, 6)), fraction=0.4)
+    for groups in (1, 3, 40):
+        parts = [cluster_group(labels, group, groups) for group in range(groups)]
+        assert np.concatenate(parts).tolist() == list(range(25))
+        densities = np.concatenate([coincide.density(x, labels, clusters=part) for part in parts])
+        assert densities.tolist() == whole.cluster_stats["density"].tolist()
+        picks = [pick_members(x, labels, whole.cluster_stats, clusters=part) for part in parts]
+        assert rank_picks(np.concatenate(picks), labels, whole.cluster_stats).tolist() == whole.indices.tolist()
+
+
 def test_picks_of_degenerate_clusters():
     one = np.ones((1, 3), np.float16)
     assert coincide.greedy_mmd(one, 1).tolist() == [0]
@@ -137,15 +176,15 @@ def test_transferability_where_all_others_are_copies():
 
 
 def test_density_equals_the_slow_version(monkeypatch):
-    import sys
-
     rng = np.random.default_rng(3)
     x = rng.normal(size=(40, 5)).astype(np.float16)
     labels = rng.integers(0, 4, 40)
     labels[labels == 2] = 3  # an empty cluster
     slow = [slow_density(x[labels == c], 0.8) if (labels == c).any() else np.nan for c in range(4)]
     np.testing.assert_allclose(coincide.density(x, labels, gamma=0.8), slow, rtol=1e-12)
-    monkeypatch.setattr(sys.modules["coincide.density"], "ROWS_PER_BLOCK", 3)
+    assert coincide.density(x, labels, gamma=0.8, clusters=[3, 0]).tolist() == pytest.approx([slow[3], slow[0]])
+    monkeypatch.setattr("coincide.kernel.WHOLE", 3)  # a kernel in blocks
+    monkeypatch.setattr("coincide.kernel.ROWS_PER_BLOCK", 3)
     np.testing.assert_allclose(coincide.density(x, labels, gamma=0.8), slow, rtol=1e-12)
 
 

@@ -132,8 +132,9 @@ def changed(finished, **values):
 
 def test_a_new_fraction_selects_and_trains_for_that_fraction_alone(finished):
     plan = changed(finished, selection={"fractions": [0.2, 0.1]})
-    assert plan == {"all": 1, "budget": 1, "picks": 1, "random_picks": 1, "coreset": 2, "finetune_model": 2,
-                    "evaluate_model": 2, "cluster_stats": 1, "summary": 1, "figures": 1, "report": 1}  # fmt: skip
+    assert plan == {"all": 1, "budget": 1, "picks": 1, "ranked_picks": 1, "random_picks": 1, "coreset": 2,
+                    "finetune_model": 2, "evaluate_model": 2, "cluster_stats": 1,
+                    "summary": 1, "figures": 1, "report": 1}  # fmt: skip
 
 
 def test_a_new_temperature_does_not_cluster_again(finished):
@@ -192,7 +193,11 @@ def test_killed_at_four_places_it_finishes_with_the_same_result(finished, tmp_pa
     kept_times = {path: path.stat().st_mtime_ns for path in kept}
     checkpoints = run / "checkpoints/target-full-1-0"
     kill_when(place, lambda: list(checkpoints.rglob("checkpoint-*/trainer_state.json")), "finetune", group=True)
-    selected = [run / "clusters.parquet", run / "density.parquet", run / "coresets/coincide/0.2/coreset.parquet"]
+    selected = [
+        run / "clusters.parquet",
+        run / "density/group-000.parquet",
+        run / "coresets/coincide/0.2/coreset.parquet",
+    ]
     kept_times |= {path: path.stat().st_mtime_ns for path in selected}
     kill_when(place, progress("logs/evaluate/target-full-1-0-mini_mix.log", "running"), "evaluate", group=False)
     model = run / "models/target/full/1/0/model.safetensors"
@@ -212,7 +217,10 @@ def test_killed_at_four_places_it_finishes_with_the_same_result(finished, tmp_pa
 def test_a_second_snakemake_is_refused_while_the_first_runs(finished, tmp_path):
     place = Workplace(tmp_path)
     shutil.copytree(finished / "resources", tmp_path / "resources")
-    first = place.start("select", log="first.out")
+    # in three groups of clusters and from disk: the result is that of one job in memory
+    small = yaml.safe_load((REPO / "tests/config/small.yaml").read_text())
+    small["selection"]["cluster_groups"], small["clustering"]["backend"] = 3, "stream"
+    first = place.start("select", log="first.out", config=overlay(tmp_path, "groups", **small))
     while not (tmp_path / RUN / ".lock").exists():
         assert first.poll() is None
         time.sleep(0.02)
@@ -220,6 +228,9 @@ def test_a_second_snakemake_is_refused_while_the_first_runs(finished, tmp_path):
     assert code != 0
     assert f"results/small is being worked on by process {first.pid}" in output
     assert first.wait() == 0, (tmp_path / "first.out").read_text()
+    assert len(list((tmp_path / RUN / "density").iterdir())) == 3
+    for name in ("coresets/coincide/0.2/coreset.parquet", "clusters.parquet", "cluster_stats.parquet"):
+        assert (tmp_path / RUN / name).read_bytes() == (finished / RUN / name).read_bytes()
 
 
 # --- data of one's own, good and bad -----------------------------------------------------------------------

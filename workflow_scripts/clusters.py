@@ -15,6 +15,7 @@ clustering = spherical_kmeans(
     iterations=snakemake.params.iterations,
     seed=snakemake.params.seed,
     backend=snakemake.params.backend,
+    fit_rows=snakemake.params.fit_rows,
 )
 write_table(clusters_table(activations.sample_ids, clustering), snakemake.output.clusters)
 write_centroids(clustering, snakemake.output.centroids)

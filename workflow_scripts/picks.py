@@ -1,4 +1,4 @@
-"""Pick the members of every cluster that its budget allows, by greedy MMD."""
+"""Pick the members of the clusters of one group that their budgets allow, by greedy MMD."""
 
 from coincide.jobs import start
 
@@ -6,16 +6,16 @@ start(snakemake.log[0], snakemake.threads)
 
 import pandas as pd
 
-from coincide.coreset import pick_members
+from coincide.coreset import cluster_group, pick_members
 from coincide.storage import Activations
-from coincide.tables import coreset_table, write_table
+from coincide.tables import write_table
 
-clusters, stats = pd.read_parquet(snakemake.input.clusters), pd.read_parquet(snakemake.input.budget)
+labels = pd.read_parquet(snakemake.input.clusters)["cluster"].to_numpy()
 indices = pick_members(
     Activations(snakemake.input.activations),
-    clusters["cluster"].to_numpy(),
-    stats,
+    labels,
+    pd.read_parquet(snakemake.input.budget),
     gamma=snakemake.params.gamma,
+    clusters=cluster_group(labels, int(snakemake.wildcards.cluster_group), snakemake.params.cluster_groups),
 )
-scores = (stats["transferability"] / stats["density"]).to_numpy()[clusters["cluster"].to_numpy()]
-write_table(coreset_table(clusters, indices, scores), snakemake.output[0])
+write_table(pd.DataFrame({"row": indices}), snakemake.output[0])
