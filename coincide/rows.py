@@ -47,7 +47,14 @@ class Rows:
 
     def in_memory(self):
         """The same rows, in memory."""
-        return Rows(np.concatenate([block for _, block in self.blocks(len(self))])) if self.on_disk else self
+        if not self.on_disk:
+            return self
+        whole = None
+        for start, block in self.blocks(len(self)):
+            if whole is None:
+                whole = np.empty(self.shape, block.dtype)
+            whole[start : start + len(block)] = block
+        return Rows(whole)
 
     def batches(self, rows, size):
         """Yield (x, where, rows) over these rows: part of them at a time, and where in x each of them stands.

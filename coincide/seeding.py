@@ -13,8 +13,9 @@ log = logging.getLogger(__name__)
 SAMPLE_PER_CLUSTER = 16  # rows that the first centroids are chosen on, of a quarter of all at most
 SAMPLE_BYTES = 2**30  # of their numbers in float16, at most
 GROWTH = 0.25  # rows drawn in a round, as a share of those that stand
-MOVES = 8  # rounds of moving centroids
+MOVES = 32  # rounds of moving centroids, at most
 MOVED = 0.1  # share of centroids moved in a round
+LOOKED_BACK, WORTH = 4, 8e-4  # moving ends when so many rounds gained less than so much similarity a cluster each
 
 
 def first_centroids(rows, k, seed):
@@ -22,7 +23,8 @@ def first_centroids(rows, k, seed):
 
     On a sample of the rows: k are drawn by k-means++ in rounds, then, after each of a few Lloyd
     iterations, the tenth of the centroids that is missed least is put to rows that are served badly,
-    drawn as k-means++ draws. The best state seen is kept. Costs a few iterations over all rows.
+    drawn as k-means++ draws, as long as that gains enough. The best state seen is kept. Costs a few
+    iterations over all rows.
     Distances come from exact integer products, so that neither threads nor blocks change a draw.
 
     Args:
@@ -40,16 +42,16 @@ def first_centroids(rows, k, seed):
     nearness = _Nearness(sample)
     drawn = draw_rows(nearness, k, random)
     state = Lloyd(sample, unit_rows(sample.x[drawn].astype(np.float32)), keep=True)
-    best, objective = state.centroids, -np.inf
-    for move in range(MOVES + 1):
+    best, reached, worth = state.centroids, [], LOOKED_BACK * WORTH * k / size
+    while True:
         state.assign()
-        reached = state.update()
-        if reached > objective:
-            best, objective = state.centroids.copy(), reached
-        log.debug("k-means: first centroids, round %d, mean similarity %.7f on the sample", move, reached)
-        if move < MOVES:
-            _move(state, nearness, random)
-    return best
+        reached.append(state.update())
+        if reached[-1] == max(reached):
+            best = state.centroids.copy()
+        log.debug("k-means: first centroids, mean similarity %.7f on the sample", reached[-1])
+        if len(reached) > MOVES or max(reached) < max(reached[:-LOOKED_BACK], default=-1) + worth:
+            return best
+        _move(state, nearness, random)
 
 
 def draw_rows(nearness, k, random):

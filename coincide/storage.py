@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 
 from coincide.files import replacing
 from coincide.rows import ahead
@@ -68,7 +69,7 @@ def write_activations(path, blocks, *, dimension, metadata):
             column = pa.FixedSizeBinaryArray.from_buffers(schema.field(1).type, len(rows), [None, pa.py_buffer(rows)])
             table = pa.Table.from_arrays([pa.array(ids, pa.string()), column], schema=schema)
             writer.write_table(table, row_group_size=max(len(rows), 1))
-            digests.append(hashlib.sha256(rows).hexdigest())
+            digests.append(xxhash.xxh3_128_hexdigest(rows))
             sample_ids += ids
         writer.add_key_value_metadata(
             {
@@ -172,7 +173,7 @@ class Activations:
         for file, metadata in zip(self.files, self.metadata):
             blocks = zip(Activations(file), metadata["row_group_digests"], strict=True)
             for number, (block, digest) in enumerate(blocks):
-                if hashlib.sha256(block).hexdigest() != digest:
+                if xxhash.xxh3_128_hexdigest(block) != digest:
                     raise StorageError(f"{file} does not match its digest in row group {number}: {AGAIN}")
                 if not np.isfinite(block).all():
                     raise StorageError(f"{file} holds NaN or infinite numbers in row group {number}: {AGAIN}")

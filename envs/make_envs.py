@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-COMMON = ["numpy", "pandas", "pyarrow", "pillow", "pydantic", "psutil", "pyyaml", "tqdm", "setuptools"]
+COMMON = ["numpy", "pandas", "pyarrow", "xxhash", "pillow", "pydantic", "psutil", "pyyaml", "tqdm", "setuptools"]
 MODELS = ["torch", "torchvision", "transformers", "tokenizers", "safetensors", "accelerate", "datasets"]
 STAGES = {
     "dataset": [*COMMON, "easy-vqa", "scikit-learn", "datasets"],
