@@ -11,10 +11,14 @@ CONFIG ?=
 SNAKEMAKE = $(BIN)/snakemake --profile profiles/local $(if $(CONFIG),--configfile $(CONFIG))
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test test-slurm lint schema envs lock clean
+.PHONY: demo status test test-slurm lint schema envs lock clean
 
 demo: $(VENV)/ready
 	$(SNAKEMAKE)
+
+# where the runs under results/ stand, or the one named: make status RUN=results/demo
+status: $(VENV)/ready
+	@$(BIN)/python -m coincide.status $(RUN)
 
 test: $(VENV)/ready-dev lint
 	$(BIN)/python -m pytest

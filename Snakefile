@@ -7,6 +7,7 @@ from snakemake.utils import min_version
 
 from coincide.config import ConfigError, check_config
 from coincide.jobs import RunIsLocked, hold_run
+from coincide.status import write_plan
 
 min_version("9.0")
 
@@ -66,6 +67,13 @@ onstart:
         hold_run(RUN)
     except RunIsLocked as error:
         raise WorkflowError(str(error))
+    write_plan(
+        RUN,
+        [
+            (job.rule.name, job.log[0] if job.log else "", job.output, workflow.dag.needrun(job))
+            for job in workflow.dag.jobs
+        ],
+    )
 
 
 onsuccess:

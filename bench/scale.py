@@ -80,9 +80,9 @@ def warm_up(d):
 def product_rate(d, k):
     """Operations a second of the product that k-means takes here."""
     dtype = np.int8 if int8_is_faster(d, k) else np.float32
-    rows, columns = np.ones((4096, d), dtype), np.ones((d, min(k, 2048)), dtype)
+    rows, columns = np.ones((4096, d), dtype), np.ones((min(k, 2048), d), dtype)
     seconds, _ = best_of(lambda: multiply(rows, columns), at_least=2)
-    return 2 * rows.size * columns.shape[1] / seconds
+    return 2 * rows.size * len(columns) / seconds
 
 
 def whole_selection(folder, n, k):

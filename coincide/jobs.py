@@ -1,9 +1,13 @@
 """What every job of the workflow does first, and the lock that a run holds."""
 
+import atexit
+import contextlib
 import errno
 import fcntl
+import json
 import logging
 import os
+import signal
 import sys
 import threading
 import time
@@ -12,6 +16,8 @@ from pathlib import Path
 import psutil
 
 SHELLS = {"sh", "bash", "dash", "zsh", "ksh"}
+HEARTBEAT = 10  # seconds between touches of a job's log while the job lives
+STARTED, ENDED = "== started ", "== ended "  # lines of a log that `coincide.status` reads, followed by JSON
 _held = []  # the lock file of this process, open as long as it lives
 
 
@@ -45,8 +51,23 @@ def hold_run(folder):
     _held.append(file)
 
 
+def holder(folder):
+    """Who holds a run's folder, or None."""
+    path = Path(folder) / ".lock"
+    try:
+        with open(path) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return None
+    except OSError:
+        return path.read_text().strip() or "another process"
+    return None
+
+
 def start(log, threads):
     """Prepare a job: output goes to its log, threads are bounded, and it ends with its workflow.
+
+    The log keeps what earlier attempts wrote, and gets a line at the start and at the end of this one.
 
     Args:
         log: file that takes everything the job prints, also from the programs it starts.
@@ -56,15 +77,78 @@ def start(log, threads):
         os.environ[name] = str(threads)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     Path(log).parent.mkdir(parents=True, exist_ok=True)
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
         os.dup2(file, stream.fileno())
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.captureWarnings(True)
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    sys.excepthook = _report
-    _end_with_parent()
+    _Attempt(log).begin()
+
+
+class _Attempt:
+    """Says in the log when this job starts, that it lives, and how it ends."""
+
+    def __init__(self, log):
+        self.log, self.began, self.state = log, time.time(), "done"
+
+    def begin(self):
+        task = os.environ.get("SLURM_ARRAY_TASK_ID")
+        job = os.environ.get("SLURM_ARRAY_JOB_ID") if task else os.environ.get("SLURM_JOB_ID")
+        devices = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        self._say(
+            STARTED,
+            {
+                "started": self.began,
+                "host": os.uname().nodename,
+                "pid": os.getpid(),
+                "slurm": f"{job}_{task}" if task else job,
+                "gpus": len([d for d in devices.split(",") if d.strip() and d.strip() != "-1"]),
+            },
+        )
+        atexit.register(self.end)
+        sys.excepthook = self._failed
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._terminated)
+        threading.Thread(target=self._live, args=(_parent(),), daemon=True).start()
+
+    def end(self):
+        self._say(ENDED, {"state": self.state, "seconds": round(time.time() - self.began, 2)})
+
+    def _say(self, what, facts):
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        print(what + json.dumps(facts), file=sys.stderr, flush=True)
+
+    def _failed(self, kind, error, traceback):
+        self.state = "failed"
+        _report(kind, error, traceback)
+
+    def _terminated(self, number, frame):
+        # an exception, so that half-written files are removed on the way out
+        self.state = "terminated"
+        raise SystemExit(128 + number)
+
+    def _live(self, parent):
+        """Touch the log while the job lives; end the job when the workflow that started it is gone.
+
+        A workflow killed with SIGKILL leaves its jobs behind, and the next one would start them again
+        beside them.
+        """
+        touched = time.monotonic()
+        while parent is None or (parent.is_running() and parent.status() != psutil.STATUS_ZOMBIE):
+            time.sleep(1)
+            if time.monotonic() - touched >= HEARTBEAT:
+                touched = time.monotonic()
+                with contextlib.suppress(OSError):  # a file system that is away for a moment
+                    os.utime(self.log)
+        print("the workflow that started this job is gone: ending", file=sys.stderr, flush=True)
+        self.state = "orphaned"
+        self.end()
+        for child in psutil.Process().children(recursive=True):
+            child.kill()
+        os._exit(1)
 
 
 def _report(kind, error, traceback):
@@ -75,25 +159,10 @@ def _report(kind, error, traceback):
         sys.__excepthook__(kind, error, traceback)
 
 
-def _end_with_parent():
-    """End this process when the workflow that started it is gone.
-
-    A workflow killed with SIGKILL leaves its jobs behind, and the next one would start them again
-    beside them.
-    """
+def _parent():
+    """The process that started this job, or None where that cannot be told."""
     try:
         parent = next((p for p in psutil.Process().parents() if p.name() not in SHELLS), None)
     except psutil.Error:
-        return
-    if parent is None or parent.pid == 1:
-        return
-
-    def watch():
-        while parent.is_running() and parent.status() != psutil.STATUS_ZOMBIE:
-            time.sleep(1)
-        print("the workflow that started this job is gone: ending", file=sys.stderr, flush=True)
-        for child in psutil.Process().children(recursive=True):
-            child.kill()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+        return None
+    return None if parent is None or parent.pid == 1 else parent

@@ -144,7 +144,7 @@ class Lloyd:
         self._own[rows] = out - self._screen.offset[rows] - MARGIN
 
     def _columns(self, columns):
-        return columns, transposed(self._screened[columns]), *self._of_centroids.of_columns(columns)
+        return columns, self._screened[columns], *self._of_centroids.of_columns(columns)
 
     def _compare(self, x, where, rows, which, columns, known):
         """Compare the rows at `which` with centroids; returns the number of products."""
@@ -226,30 +226,23 @@ class Screen:
         return self.scale[columns], self.rest[columns], self.spread[columns], along.astype(np.float32)
 
 
-def transposed(rows):
-    """(d, k) copy of (k, d) rows, in C order."""
-    # ascontiguousarray would leave a matrix with one column as it is, strides and all, and torch's
-    # int8 product reads past the end of such a one
-    result = np.empty(rows.shape[::-1], rows.dtype)
-    result[...] = rows.T
-    return result
-
-
 def multiply(rows, columns):
-    """(m, k) products of (m, d) rows with a (d, k) matrix: int32 from int8, exact; float32 from float32."""
+    """(m, k) products of (m, d) rows with (k, d) rows: int32 from int8, exact; float32 from float32."""
     if rows.dtype == np.float32:
         return _multiply_float32(rows, columns)
+    if rows.shape[1] == 1:  # torch takes the strides of one column for those of one row, and reads past its end
+        return rows.astype(np.int32) * columns.T
     import torch
 
-    return torch._int_mm(torch.from_numpy(rows), torch.from_numpy(columns)).numpy()
+    return torch._int_mm(torch.from_numpy(rows), torch.from_numpy(columns).T).numpy()
 
 
 def _multiply_float32(rows, columns):
     threads = compiled.threads()
-    out = np.empty((len(rows), columns.shape[1]), np.float32)
+    out = np.empty((len(rows), len(columns)), np.float32)
     starts = range(0, len(rows), step := -(-len(rows) // threads))
     with compiled.one_blas_thread(), ThreadPoolExecutor(threads) as pool:
-        list(pool.map(lambda s: np.matmul(rows[s : s + step], columns, out=out[s : s + step]), starts))
+        list(pool.map(lambda s: np.matmul(rows[s : s + step], columns.T, out=out[s : s + step]), starts))
     return out
 
 
@@ -258,7 +251,7 @@ def int8_is_faster(d, k):
     k = min(k, 1024)
     seconds = []
     for dtype in (np.int8, np.float32):
-        rows, columns = np.ones((512, d), dtype), np.ones((d, k), dtype)
+        rows, columns = np.ones((512, d), dtype), np.ones((k, d), dtype)
         multiply(rows, columns)
         start = time.perf_counter()
         multiply(rows, columns)

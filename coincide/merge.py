@@ -9,7 +9,7 @@ import pandas as pd
 
 from coincide.files import replacing
 from coincide.manifest import rejected_table
-from coincide.storage import Activations, StorageError, samples_digest
+from coincide.storage import AGAIN, Activations, StorageError, samples_digest
 
 log = logging.getLogger(__name__)
 
@@ -39,24 +39,42 @@ def merge(manifest, shards, output):
         output: folder to write.
 
     Raises:
-        StorageError: a shard is damaged, misses samples, holds others, or was made by another model.
+        StorageError: shards are damaged, miss samples, hold others, or were made by another model. All are
+            looked at; the bad ones are moved aside, so that the next run computes these and no others.
     """
     with replacing(output) as folder:
         folder.mkdir()
-        first = None
+        first, bad = None, []
         for shard, path in enumerate(shards):
-            activations = Activations(path)
-            activations.verify()
-            metadata = activations.metadata[0]
             expected = manifest.loc[manifest["shard"] == shard, "sample_id"]
-            if metadata["samples"] != len(expected) or metadata["samples_digest"] != samples_digest(expected):
-                raise StorageError(f"{path} does not hold the samples of shard {shard}: delete it and run again")
-            origin = {k: metadata[k] for k in ("model", "revision", "layers", "blocks", "dimension", "dtype")}
-            first = first or origin
-            if origin != first:
-                raise StorageError(f"{path} comes from {origin}, other shards from {first}: delete it and run again")
+            try:
+                first = _check(path, shard, expected, first)
+            except StorageError as error:
+                aside = Path(f"{path}.damaged")
+                os.replace(path, aside)
+                bad.append(f"{str(error).removesuffix(f': {AGAIN}')}; moved to {aside.name}")
+                continue
             _link(path, folder / f"shard-{shard:05d}.parquet")
             log.info("shard %d: %d samples", shard, len(expected))
+        if bad:
+            listed = "\n".join(bad[:20])
+            raise StorageError(
+                f"{len(bad)} of {len(shards)} shards cannot be used:\n{listed}\n"
+                "run the same command again: these shards are computed anew, and no others"
+            )
+
+
+def _check(path, shard, expected, first):
+    """Where the activations of a whole shard come from; the same as `first`, unless that is None."""
+    activations = Activations(path)
+    activations.verify()
+    metadata = activations.metadata[0]
+    if metadata["samples"] != len(expected) or metadata["samples_digest"] != samples_digest(expected):
+        raise StorageError(f"{path} does not hold the samples of shard {shard}")
+    origin = {k: metadata[k] for k in ("model", "revision", "layers", "blocks", "dimension", "dtype")}
+    if origin != (first or origin):
+        raise StorageError(f"{path} comes from {origin}, other shards from {first}")
+    return origin
 
 
 def _link(source, target):

@@ -5,7 +5,7 @@ import logging
 import numpy as np
 
 from coincide import compiled
-from coincide.lloyd import READ, Lloyd, Screen, multiply, transposed
+from coincide.lloyd import READ, Lloyd, Screen, multiply
 from coincide.rows import Rows, unit_rows
 
 log = logging.getLogger(__name__)
@@ -123,6 +123,5 @@ class _Nearness:
         return own, second
 
     def _products(self, rounded):
-        columns = transposed(rounded)
         for start in range(0, len(self.every), READ):
-            yield self.every[start : start + READ], multiply(self.rounded[start : start + READ], columns)
+            yield self.every[start : start + READ], multiply(self.rounded[start : start + READ], rounded)

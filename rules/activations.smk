@@ -44,6 +44,8 @@ rule merge:
         f"{RUN}/benchmarks/merge.tsv"
     conda:
         "../envs/extract.yaml"
+    # a shard that it moves aside has to be computed first
+    retries: 0
     params:
         max_rejected=cfg.dataset.max_rejected,
     script:

@@ -1,5 +1,7 @@
 """Activation files: what is written is read, damage is found; and the merge of shards."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
@@ -73,20 +75,31 @@ def test_damage_is_found_and_named(shards, tmp_path, where):
         content = content[:-100]
     paths[1].unlink()
     paths[1].write_bytes(content)
-    with pytest.raises(StorageError, match=r"shard-1\.parquet"):
+    with pytest.raises(StorageError, match=r"^1 of 2 shards cannot be used:\n.*shard-1\.parquet"):
         merge(manifest, paths, tmp_path / "activations.parquet")
     assert not (tmp_path / "activations.parquet").exists()
+    assert [path.exists() for path in paths] == [True, False]  # aside, so that it alone is computed again
+    assert Path(f"{paths[1]}.damaged").read_bytes() == content
 
 
 def test_merge_refuses_what_does_not_belong(shards, tmp_path):
     manifest, rows, paths = shards
+
+    def put_back():
+        for path in paths:
+            if (aside := Path(f"{path}.damaged")).exists():
+                aside.rename(path)
+
     with pytest.raises(StorageError, match="does not hold the samples of shard 0"):
         merge(manifest, paths[::-1], tmp_path / "out")
+    put_back()
     with pytest.raises(StorageError, match="does not hold the samples of shard 1"):
         merge(manifest.drop(9), paths, tmp_path / "out")
+    put_back()
     write(paths[1], manifest["sample_id"].tolist()[6:], rows[6:], model="another")
     with pytest.raises(StorageError, match="another"):
         merge(manifest, paths, tmp_path / "out")
+    put_back()
     rows[7, 0] = np.nan
     write(paths[1], manifest["sample_id"].tolist()[6:], rows[6:])
     with pytest.raises(StorageError, match="NaN"):

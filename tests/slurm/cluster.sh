@@ -1,5 +1,7 @@
 #!/usr/bin/env bash
-# A real Slurm of two nodes on this machine, for tests: cluster.sh up | down
+# A real Slurm of two nodes on this machine, for tests:
+#   cluster.sh up [without-accounting] | down | start DAEMON | stop DAEMON
+# DAEMON is slurmctld, slurmdbd, slurmd-n1 or slurmd-n2; what is stopped forgets nothing.
 #
 # Accounting in a private MariaDB, two fake GPUs a node, all on loopback and on ports of its own.
 # The configuration has to be under /etc/slurm, because jobs do not inherit SLURM_CONF; a
@@ -21,8 +23,12 @@ wait_for() { # seconds, command…
   done
 }
 
-configure() {
-  local host cpus memory
+configure() { # slurmdbd | none
+  local host cpus memory accounting="AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageHost=127.0.0.1
+AccountingStoragePort=26819
+AccountingStorageTRES=gres/gpu"
+  [ "$1" = slurmdbd ] || accounting=
   host=$(hostname -s) cpus=$(nproc) memory=$(($(awk '/MemTotal/ {print $2}' /proc/meminfo) / 1024 * 9 / 10))
   mkdir -p "$CONF" "$STATE"/{log,ctld,n1,n2,db,run}
   cat >"$CONF/slurm.conf" <<EOF
@@ -49,10 +55,7 @@ JobAcctGatherType=jobacct_gather/linux
 JobAcctGatherFrequency=5
 JobRequeue=1
 GresTypes=gpu
-AccountingStorageType=accounting_storage/slurmdbd
-AccountingStorageHost=127.0.0.1
-AccountingStoragePort=26819
-AccountingStorageTRES=gres/gpu
+$accounting
 NodeName=n1 NodeHostname=$host NodeAddr=127.0.0.1 Port=26821 CPUs=$cpus RealMemory=$memory Gres=gpu:2
 NodeName=n2 NodeHostname=$host NodeAddr=127.0.0.1 Port=26822 CPUs=$cpus RealMemory=$memory Gres=gpu:2
 PartitionName=main Nodes=n1,n2 Default=YES MaxTime=1:00:00 OverSubscribe=FORCE:4
@@ -78,19 +81,7 @@ EOF
   chmod 600 "$CONF/slurmdbd.conf"
 }
 
-up() {
-  [ "$(id -u)" = 0 ] || { echo "a test cluster needs root: slurmd starts jobs as their users" >&2; exit 1; }
-  ours || { echo "$CONF/slurm.conf is not ours: this machine has a Slurm of its own, and stays as it is" >&2; exit 1; }
-  # shellcheck disable=SC2086
-  command -v slurmctld mariadbd munged >/dev/null ||
-    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $PACKAGES >/dev/null; }
-  down
-  configure
-  if ! pgrep -x munged >/dev/null; then
-    install -d -o munge -g munge /run/munge
-    su -s /bin/sh munge -c "/usr/sbin/munged --pid-file=/run/munge/munged.pid"
-    touch "$STATE/run/munged-is-ours"
-  fi
+start_accounting() {
   mariadb-install-db --no-defaults --datadir="$STATE/db" --auth-root-authentication-method=normal \
     --user=root >"$STATE/log/mariadb.log" 2>&1
   mariadbd --no-defaults --user=root --datadir="$STATE/db" --socket="$STATE/run/db.sock" --port=26806 \
@@ -100,14 +91,49 @@ up() {
   mariadb --no-defaults --socket="$STATE/run/db.sock" -e "create user slurm@'127.0.0.1' identified by 'coincide';
     create user slurm@localhost identified by 'coincide'; create database slurm_acct_db;
     grant all on slurm_acct_db.* to slurm@'127.0.0.1'; grant all on slurm_acct_db.* to slurm@localhost"
-  slurmdbd
+  start slurmdbd
   wait_for 30 sacctmgr -i show cluster
   sacctmgr -i add cluster coincide >/dev/null || true
   sacctmgr -i add account tests cluster=coincide >/dev/null || true
   sacctmgr -i add user root account=tests >/dev/null || true
-  slurmctld
-  slurmd -N n1
-  slurmd -N n2
+}
+
+# a daemon by its name; slurmctld and slurmd take up what they knew
+start() {
+  case "$1" in
+    slurmd-n?) slurmd -N "${1#slurmd-}" ;;
+    *) "$1" ;;
+  esac
+}
+
+stop() {
+  local pid
+  [ -f "$STATE/run/$1.pid" ] || return 0
+  pid=$(cat "$STATE/run/$1.pid")
+  kill "$pid" 2>/dev/null || true
+  for _ in $(seq 100); do kill -0 "$pid" 2>/dev/null || return 0; sleep 0.1; done
+  kill -9 "$pid" 2>/dev/null || true
+}
+
+up() {
+  [ "$(id -u)" = 0 ] || { echo "a test cluster needs root: slurmd starts jobs as their users" >&2; exit 1; }
+  ours || { echo "$CONF/slurm.conf is not ours: this machine has a Slurm of its own, and stays as it is" >&2; exit 1; }
+  # shellcheck disable=SC2086
+  command -v slurmctld mariadbd munged >/dev/null ||
+    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $PACKAGES >/dev/null; }
+  down
+  local accounting=slurmdbd
+  [ "${1:-}" != without-accounting ] || accounting=none
+  configure "$accounting"
+  if ! pgrep -x munged >/dev/null; then
+    install -d -o munge -g munge /run/munge
+    su -s /bin/sh munge -c "/usr/sbin/munged --pid-file=/run/munge/munged.pid"
+    touch "$STATE/run/munged-is-ours"
+  fi
+  [ "$accounting" = none ] || start_accounting
+  start slurmctld
+  start slurmd-n1
+  start slurmd-n2
   wait_for 60 sh -c 'test "$(sinfo -h -N -t idle | wc -l)" = 2'
   sinfo
 }
@@ -115,18 +141,15 @@ up() {
 down() {
   ours || return 0
   local name
-  for name in slurmd-n1 slurmd-n2 slurmctld slurmdbd mariadbd; do
-    [ -f "$STATE/run/$name.pid" ] || continue
-    kill "$(cat "$STATE/run/$name.pid")" 2>/dev/null || true
-    for _ in $(seq 50); do kill -0 "$(cat "$STATE/run/$name.pid" 2>/dev/null || echo 0)" 2>/dev/null || break; sleep 0.1; done
-  done
+  for name in slurmd-n1 slurmd-n2 slurmctld slurmdbd mariadbd; do stop $name; done
   pkill -f "slurmstepd: \[" 2>/dev/null || true
   if [ -e "$STATE/run/munged-is-ours" ]; then kill "$(cat /run/munge/munged.pid)" 2>/dev/null || true; fi
   rm -rf "$STATE" "$CONF"/{slurm,gres,cgroup,slurmdbd}.conf
 }
 
 case "${1:-}" in
-  up) up ;;
+  up) up "${2:-}" ;;
   down) down ;;
-  *) echo "usage: $0 up | down" >&2; exit 2 ;;
+  start | stop) "$1" "${2:?which daemon?}" ;;
+  *) echo "usage: $0 up [without-accounting] | down | start DAEMON | stop DAEMON" >&2; exit 2 ;;
 esac

@@ -1,0 +1,234 @@
+"""Where a run stands, from its files alone: `python -m coincide.status [results/<run> …]`.
+
+The workflow writes plan.json when it starts: every job with its log and its outputs. Each job writes a
+line into its log when it starts and one when it ends (`coincide.jobs`), and touches the log while it
+lives. Nothing else is asked but, for a job that died without a word, what Slurm wrote about it.
+"""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from coincide.jobs import ENDED, HEARTBEAT, STARTED, holder
+from coincide.tables import write_json
+
+PLAN = "plan.json"
+SILENT = 6 * HEARTBEAT  # seconds after which a job that does not touch its log counts as dead
+SLURM_LOGS = ".snakemake/slurm_logs"
+# what Slurm says, in its log of a job or as a state of sacct, in words
+CAUSES = {
+    r"DUE TO TIME LIMIT|TIMEOUT": "time limit",
+    r"oom[-_]kill|Out Of Memory|OUT_OF_MEMORY|DUE TO MEMORY": "out of memory",
+    r"DUE TO NODE FAILURE|NODE_FAIL": "node failure",
+    r"DUE TO PREEMPTION|PREEMPTED": "preempted",
+    r"DUE TO JOB REQUEUE|REQUEUED": "requeued",
+    r"CANCELLED": "cancelled",
+}
+MEMORY_ERRORS = re.compile(r"out of memory|MemoryError|Cannot allocate memory", re.IGNORECASE)
+PROGRESS = re.compile(r"^.+: ([\d,]+) of ([\d,]+) (\w+), ([\d,.]+)/s, ([\d:]+|\?) left$")
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One start of a job: what its log says of it."""
+
+    started: float
+    host: str
+    slurm: str | None
+    gpus: int
+    seconds: float
+    state: str  # done, failed, terminated, orphaned, running, silent
+    rate: float | None
+    left: float | None
+    last_line: str
+
+
+def write_plan(folder, jobs):
+    """Write what a run is going to do.
+
+    Args:
+        folder: of the run.
+        jobs: (rule, log, outputs, to_run) of each job.
+    """
+    rows = [
+        {"rule": rule, "log": str(log), "outputs": [str(o) for o in outputs], "to_run": bool(to_run)}
+        for rule, log, outputs, to_run in jobs
+    ]
+    write_json({"written": time.time(), "jobs": rows}, Path(folder) / PLAN)
+
+
+def attempts(log):
+    """Every attempt that a job's log tells of, oldest first: list of Attempt."""
+    log = Path(log)
+    try:
+        lines, touched = log.read_text(errors="replace").splitlines(), log.stat().st_mtime
+    except OSError:
+        return []
+    starts = [i for i, line in enumerate(lines) if line.startswith(STARTED)]
+    found = []
+    for first, last in zip(starts, [*starts[1:], len(lines)]):
+        start, part = json.loads(lines[first].removeprefix(STARTED)), lines[first + 1 : last]
+        end = next((json.loads(line.removeprefix(ENDED)) for line in part if line.startswith(ENDED)), None)
+        part = [line for line in part if line.strip() and not line.startswith(ENDED)]
+        alive = end is None and last == len(lines) and time.time() - touched < SILENT
+        rate = left = None
+        if progress := next((m for m in map(PROGRESS.match, reversed(part)) if m), None):
+            done, total, rate = (float(progress[i].replace(",", "")) for i in (1, 2, 4))
+            left = (total - done) / rate if rate else None
+        if end:
+            state, seconds = end["state"], end["seconds"]
+        else:
+            state = "running" if alive else "silent"
+            seconds = max(0.0, (time.time() if alive else touched) - start["started"])
+        found.append(
+            Attempt(
+                start["started"], start["host"], start["slurm"], start["gpus"], seconds, state,
+                rate, left, part[-1] if part else "",
+            )
+        )  # fmt: skip
+    return found
+
+
+def job_state(job, tried, planned):
+    """done, running, waiting or failed, for a job of the plan and its attempts."""
+    last = tried[-1] if tried else None
+    fresh = last is not None and (last.started >= planned or last.state == "running")
+    if fresh and last.state == "running":
+        return "running"
+    if all(Path(o).exists() for o in job["outputs"]) and (not job["to_run"] or (fresh and last.state == "done")):
+        return "done"
+    if fresh and last.state not in ("done", "orphaned"):
+        return "failed"
+    return "waiting"
+
+
+def cause(attempt, slurm_logs=SLURM_LOGS):
+    """Why an attempt failed, in words, and the Slurm log that says so (or None)."""
+    text, log = _slurm_log(attempt.slurm, slurm_logs)
+    if attempt.state == "failed":
+        return ("out of memory" if MEMORY_ERRORS.search(attempt.last_line) else "its own error"), log
+    for said in (text, _sacct(attempt.slurm)):
+        for pattern, words in CAUSES.items():
+            if re.search(pattern, said):
+                return words, log
+    if attempt.state == "terminated":
+        return "cancelled or over its time (it was sent SIGTERM)", log
+    return f"killed without a word on {attempt.host}: out of memory, node failure or SIGKILL", log
+
+
+def stages(jobs, tried, states):
+    """Table of the stages: rule, jobs, done, running, waiting, failed, rate, left (s), gpu_hours."""
+    rows = {}
+    for job, mine, state in zip(jobs, tried, states):
+        row = rows.setdefault(job["rule"], {"counts": Counter(), "rates": [], "lefts": [], "times": [], "gpu": 0.0})
+        row["counts"][state] += 1
+        row["gpu"] += sum(a.gpus * a.seconds for a in mine) / 3600
+        if state == "running":
+            row["rates"] += [mine[-1].rate] if mine[-1].rate else []
+            row["lefts"] += [mine[-1].left] if mine[-1].left is not None else []
+        row["times"] += [a.seconds for a in mine if a.state == "done"]
+    table = []
+    for rule, row in rows.items():
+        counts, left = row["counts"], max(row["lefts"], default=None)
+        if row["times"] and (waiting := counts["waiting"] + counts["failed"]):
+            each = sum(row["times"]) / len(row["times"])
+            left = (left or 0) + each * waiting / max(1, counts["running"])
+        table.append(
+            {
+                "stage": rule,
+                "jobs": counts.total(),
+                **{state: counts[state] for state in ("done", "running", "waiting", "failed")},
+                "rate": sum(row["rates"]) or None,
+                "left": left,
+                "gpu_hours": row["gpu"],
+            }
+        )
+    return pd.DataFrame(table)
+
+
+def status(folder, slurm_logs=SLURM_LOGS):
+    """Text that says where a run stands.
+
+    Args:
+        folder: of the run, with its plan.json; paths in the plan are relative to the working folder.
+        slurm_logs: folder of the logs that the Slurm executor writes.
+
+    Raises:
+        FileNotFoundError: no plan: the run has never started.
+    """
+    plan = json.loads((Path(folder) / PLAN).read_text())
+    jobs = [job for job in plan["jobs"] if job["log"]]
+    tried = [attempts(job["log"]) for job in jobs]
+    states = [job_state(job, mine, plan["written"]) for job, mine in zip(jobs, tried)]
+    who, counts = holder(folder), Counter(states)
+    under_way = f"under way: {who}" if who else "no process works on it"
+    lines = [f"{folder}: {under_way}; {counts['done']} of {len(jobs)} jobs done", ""]
+    table = stages(jobs, tried, states)
+    shown = table.assign(
+        rate=[f"{r:,.1f}/s" if pd.notna(r) else "" for r in table["rate"]],
+        left=[_duration(s) if pd.notna(s) else "" for s in table["left"]],
+        gpu_hours=[f"{h:.2f}" if h else "" for h in table["gpu_hours"]],
+    )
+    shown = shown.rename(columns={"gpu_hours": "GPU-hours", "left": "time left"})
+    lines += [
+        shown.to_string(index=False),
+        "",
+        f"GPU-hours so far, lost attempts included: {table['gpu_hours'].sum():.2f}",
+    ]
+    for job, mine, state in zip(jobs, tried, states):
+        if state != "failed":
+            continue
+        why, log = cause(mine[-1], slurm_logs)
+        lines += ["", f"FAILED {job['rule']} ({Path(job['log']).stem}), attempt {len(mine)}: {why}"]
+        lines += [f"  last line: {mine[-1].last_line[:300]}", f"  log: {job['log']}"]
+        lines += [f"  Slurm's log: {log}"] if log else []
+    return "\n".join(lines)
+
+
+def main(arguments):
+    """Print the status of the runs named, or of all under results/, the newest first."""
+    folders = arguments or [
+        str(plan.parent) for plan in sorted(Path("results").glob(f"*/{PLAN}"), key=lambda p: -p.stat().st_mtime)
+    ]
+    if not folders:
+        return "no run under results/ has started yet"
+    for folder in folders:
+        try:
+            print(status(folder), end="\n\n")
+        except FileNotFoundError:
+            return f"{folder}/{PLAN} is not there: this run has never started"
+    return 0
+
+
+def _duration(seconds):
+    return str(pd.Timedelta(seconds=round(seconds))).removeprefix("0 days ")
+
+
+def _slurm_log(job, folder):
+    if not job:
+        return "", None
+    found = sorted(Path(folder).glob(f"**/{job}.log"))
+    return (found[0].read_text(errors="replace"), found[0]) if found else ("", None)
+
+
+def _sacct(job):
+    """State of a job by Slurm's accounting, or nothing where there is none."""
+    if not job or not shutil.which("sacct"):
+        return ""
+    command = ["sacct", "-n", "-P", "-j", job, "--format=State"]
+    try:
+        return subprocess.run(command, text=True, capture_output=True, timeout=20, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
