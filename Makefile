@@ -11,7 +11,7 @@ CONFIG ?=
 SNAKEMAKE = $(BIN)/snakemake --profile profiles/local $(if $(CONFIG),--configfile $(CONFIG))
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo status test test-slurm lint schema envs lock clean
+.PHONY: demo status slurm-profile test test-slurm lint schema envs lock clean
 
 demo: $(VENV)/ready
 	$(SNAKEMAKE)
@@ -19,6 +19,10 @@ demo: $(VENV)/ready
 # where the runs under results/ stand, or the one named: make status RUN=results/demo
 status: $(VENV)/ready
 	@$(BIN)/python -m coincide.status $(RUN)
+
+# the Slurm profile with your site's names, where `snakemake --profile slurm` finds it
+slurm-profile:
+	@profiles/install.sh slurm ACCOUNT=$(ACCOUNT) PARTITION=$(PARTITION) GPU_PARTITION=$(or $(GPU_PARTITION),$(PARTITION))
 
 test: $(VENV)/ready-dev lint
 	$(BIN)/python -m pytest

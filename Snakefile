@@ -2,12 +2,14 @@
 #
 # What a run writes lies under results/<run>/ (docs/artefacts.md lists it); what the default config
 # builds for itself (dataset and small models) under resources/. One file of rules/ is one stage.
+import sys
+
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version
 
 from coincide.config import ConfigError, check_config
 from coincide.jobs import RunIsLocked, hold_run
-from coincide.status import write_plan
+from coincide.plan import end_orphans, write_plan
 
 min_version("9.0")
 
@@ -67,10 +69,20 @@ onstart:
         hold_run(RUN)
     except RunIsLocked as error:
         raise WorkflowError(str(error))
+    for name in end_orphans(RUN):
+        print(
+            f"cancelled the Slurm jobs that a killed run left behind ({name})",
+            file=sys.stderr,
+        )
     write_plan(
         RUN,
         [
-            (job.rule.name, job.log[0] if job.log else "", job.output, workflow.dag.needrun(job))
+            (
+                job.rule.name,
+                job.log[0] if job.log else "",
+                job.output,
+                workflow.dag.needrun(job),
+            )
             for job in workflow.dag.jobs
         ],
     )

@@ -60,7 +60,7 @@ class Training(Section):
     """How a model is trained."""
 
     epochs: Positive = 1.0
-    batch_size: Count = Field(16, description="samples a device and step")
+    batch_size: Count = Field(16, description="samples a step, of all processes together")
     gradient_accumulation: Count = 1
     learning_rate: Positive
     warmup: Share = Field(0.03, description="share of the steps")
@@ -73,6 +73,18 @@ class Training(Section):
     gradient_checkpointing: StrictBool = False
     loader_workers: Size = 0
     lora: "Lora | None" = Field(None, description="null trains all weights")
+    processes: Count = Field(1, description="on each node, one a GPU")
+    nodes: Count = Field(1, description="of one Slurm job")
+    sharding: Literal["none", "fsdp"] = Field(
+        "none", description="none: the model on every GPU; fsdp: spread over them"
+    )
+
+    @model_validator(mode="after")
+    def _batches_divide(self):
+        world = self.processes * self.nodes
+        if self.batch_size % world:
+            raise ValueError(f"batch_size {self.batch_size} cannot be divided among {world} processes")
+        return self
 
 
 class Lora(Section):

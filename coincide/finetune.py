@@ -1,10 +1,13 @@
 """Finetuning a target model on a coreset, with transformers' Trainer."""
 
+import contextlib
 import hashlib
 import json
 import logging
 import math
+import os
 import shutil
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +20,7 @@ from transformers.trainer_callback import PrinterCallback
 from coincide.chat import encode, render, text_length
 from coincide.files import replacing
 from coincide.images import image_names, open_image
+from coincide.launch import arguments_of, launch
 from coincide.models import load_model, pick_device
 from coincide.progress import Progress
 
@@ -24,9 +28,16 @@ log = logging.getLogger(__name__)
 IGNORED = -100  # label that the loss passes over
 
 
+class DeviceError(ValueError):
+    """A training that cannot run as asked on this device."""
+
+
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How a model is trained; the fields are those of `training` in the config."""
+    """How a model is trained; the fields are those of `training` in the config.
+
+    `batch_size` is the number of samples a step of all processes together.
+    """
 
     epochs: float
     batch_size: int
@@ -42,10 +53,16 @@ class TrainingSettings:
     gradient_checkpointing: bool = False
     loader_workers: int = 0
     lora: dict | None = field(default=None)
+    processes: int = 1
+    nodes: int = 1
+    sharding: str = "none"
 
 
 def finetune(model_name, records, images, *, settings, seed, output, checkpoints, model_options=None):
     """Train a model on LLaVA records and save it with its processor, as safetensors.
+
+    With several processes (`settings`) each takes its part of every batch: same steps, same losses up
+    to rounding. They are started here, by torch.distributed.
 
     The loss is taken over the assistant's words alone. A run that was killed goes on from its last
     checkpoint; checkpoints of other data, model or settings are never taken up.
@@ -60,13 +77,34 @@ def finetune(model_name, records, images, *, settings, seed, output, checkpoints
         checkpoints: folder for checkpoints; its own subfolder is removed when training is done.
         model_options: further arguments of `load_model`.
     """
+    world = settings.processes * settings.nodes
+    if settings.sharding == "fsdp" and pick_device(settings.device).type == "cpu":
+        raise DeviceError("sharding fsdp needs GPUs: on a CPU it would be passed over; set training.sharding to none")
+    if world > 1 and "LOCAL_RANK" not in os.environ:
+        arguments = {
+            "model_name": str(model_name),
+            "records": records,
+            "images": str(images),
+            "settings": vars(settings),
+            "seed": seed,
+            "output": str(output),
+            "checkpoints": str(checkpoints),
+            "model_options": model_options,
+        }
+        file = Path(checkpoints) / "arguments.json"
+        launch("coincide.finetune", arguments, file, processes=settings.processes, nodes=settings.nodes)
+        return
+    if world > 1 and torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     torch.manual_seed(seed)
     place = Path(checkpoints) / _fingerprint(model_name, records, settings, seed)
     last = _last_checkpoint(place)
     # The Trainer's own loading of weights passes over names that a checkpoint spells otherwise than
     # the module, as LLaVA's do, without a word; from_pretrained knows both spellings.
     start = last if last and not settings.lora else model_name
-    model, processor = load_model(start, dtype="float32", device=settings.device, **(model_options or {}))
+    # a model that is sharded may not fit one device whole
+    device = "cpu" if settings.sharding == "fsdp" else settings.device
+    model, processor = load_model(start, dtype="float32", device=device, **(model_options or {}))
     if settings.lora:
         model = _with_lora(model, settings.lora)
     if settings.gradient_checkpointing:
@@ -77,7 +115,7 @@ def finetune(model_name, records, images, *, settings, seed, output, checkpoints
         args=TrainingArguments(
             output_dir=str(place),
             num_train_epochs=1,  # the order below holds all of them
-            per_device_train_batch_size=settings.batch_size,
+            per_device_train_batch_size=settings.batch_size // world,
             gradient_accumulation_steps=settings.gradient_accumulation,
             learning_rate=settings.learning_rate,
             warmup_steps=settings.warmup,
@@ -101,6 +139,7 @@ def finetune(model_name, records, images, *, settings, seed, output, checkpoints
             log_level="error",
             seed=seed,
             data_seed=seed,
+            **(_distributed(settings, on_cpu) if world > 1 else {}),
         ),
         train_dataset=Dataset.from_dict({"row": training_order(records, settings.epochs, settings.batch_size, seed)}),
         data_collator=_Collator(processor, records, images),
@@ -111,13 +150,28 @@ def finetune(model_name, records, images, *, settings, seed, output, checkpoints
     if last:
         log.info("going on from %s", last)
     trainer.train(resume_from_checkpoint=str(last) if last else None)
-    with replacing(output) as folder:
-        model.save_pretrained(folder)
-        processor.save_pretrained(folder)
-        trainer.state.save_to_json(str(folder / "trainer_state.json"))
-        lines = (json.dumps(entry) for entry in trainer.state.log_history)
-        (folder / "training_log.jsonl").write_text("\n".join(lines) + "\n")
-    shutil.rmtree(place, ignore_errors=True)
+    first = trainer.is_world_process_zero()
+    with replacing(output) if first else contextlib.nullcontext(place) as folder:
+        trainer.save_model(str(folder))  # by all processes: a sharded model is gathered
+        if first:
+            processor.save_pretrained(folder)
+            (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle of what the config says
+            trainer.state.save_to_json(str(folder / "trainer_state.json"))
+            lines = (json.dumps(entry) for entry in trainer.state.log_history)
+            (folder / "training_log.jsonl").write_text("\n".join(lines) + "\n")
+    trainer.accelerator.wait_for_everyone()
+    if first:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _distributed(settings, on_cpu):
+    """Arguments of the Trainer for several processes."""
+    arguments = {"ddp_backend": "gloo" if on_cpu else "nccl"}
+    if settings.sharding == "fsdp":
+        # whole weights in checkpoints, so that a resumed training may have another number of processes
+        return arguments | {"fsdp": True, "fsdp_config": {"version": 2, "state_dict_type": "FULL_STATE_DICT"}}
+    # a batch without an image leaves the vision tower and the projector out
+    return arguments | {"ddp_find_unused_parameters": True}
 
 
 def _last_checkpoint(folder):
@@ -171,7 +225,8 @@ class _ProgressLines(TrainerCallback):
         self.progress = Progress(state.max_steps, "finetune", unit="steps", done=state.global_step)
 
     def on_step_end(self, args, state, control, **kwargs):
-        self.progress.update(1)
+        if state.is_world_process_zero:
+            self.progress.update(1)
 
     def on_train_end(self, args, state, control, **kwargs):
         self.progress.close()
@@ -203,3 +258,14 @@ def _fingerprint(model_name, records, settings, seed):
     for record in records:
         digest.update(str(record.get("id")).encode() + b"\0")
     return digest.hexdigest()[:16]
+
+
+def main(file):
+    """One of several processes of a training."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    arguments = arguments_of(file)
+    finetune(**{**arguments, "settings": TrainingSettings(**arguments["settings"])})
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -17,7 +17,7 @@ import psutil
 
 SHELLS = {"sh", "bash", "dash", "zsh", "ksh"}
 HEARTBEAT = 10  # seconds between touches of a job's log while the job lives
-STARTED, ENDED = "== started ", "== ended "  # lines of a log that `coincide.status` reads, followed by JSON
+STARTED, ENDED = "== started ", "== ended "  # lines of a log that `coincide.plan` reads, followed by JSON
 _held = []  # the lock file of this process, open as long as it lives
 
 
@@ -104,6 +104,7 @@ class _Attempt:
                 "host": os.uname().nodename,
                 "pid": os.getpid(),
                 "slurm": f"{job}_{task}" if task else job,
+                "slurm_run": os.environ.get("SLURM_JOB_NAME") if job else None,
                 "gpus": len([d for d in devices.split(",") if d.strip() and d.strip() != "-1"]),
             },
         )

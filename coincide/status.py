@@ -1,8 +1,7 @@
 """Where a run stands, from its files alone: `python -m coincide.status [results/<run> …]`.
 
-The workflow writes plan.json when it starts: every job with its log and its outputs. Each job writes a
-line into its log when it starts and one when it ends (`coincide.jobs`), and touches the log while it
-lives. Nothing else is asked but, for a job that died without a word, what Slurm wrote about it.
+What is to be done stands in the run's plan, what was done in the logs (`coincide.plan`). Nothing else
+is asked but, for a job that died without a word, what Slurm wrote about it.
 """
 
 import json
@@ -10,91 +9,25 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from coincide.jobs import ENDED, HEARTBEAT, STARTED, holder
-from coincide.tables import write_json
+from coincide.jobs import holder
+from coincide.plan import PLAN, attempts
 
-PLAN = "plan.json"
-SILENT = 6 * HEARTBEAT  # seconds after which a job that does not touch its log counts as dead
 SLURM_LOGS = ".snakemake/slurm_logs"
 # what Slurm says, in its log of a job or as a state of sacct, in words
 CAUSES = {
     r"DUE TO TIME LIMIT|TIMEOUT": "time limit",
-    r"oom[-_]kill|Out Of Memory|OUT_OF_MEMORY|DUE TO MEMORY": "out of memory",
+    r"oom[-_]kill|Out Of Memory|OUT_OF_MEMORY|DUE TO MEMORY|exceeded memory limit": "out of memory",
     r"DUE TO NODE FAILURE|NODE_FAIL": "node failure",
     r"DUE TO PREEMPTION|PREEMPTED": "preempted",
     r"DUE TO JOB REQUEUE|REQUEUED": "requeued",
     r"CANCELLED": "cancelled",
 }
 MEMORY_ERRORS = re.compile(r"out of memory|MemoryError|Cannot allocate memory", re.IGNORECASE)
-PROGRESS = re.compile(r"^.+: ([\d,]+) of ([\d,]+) (\w+), ([\d,.]+)/s, ([\d:]+|\?) left$")
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """One start of a job: what its log says of it."""
-
-    started: float
-    host: str
-    slurm: str | None
-    gpus: int
-    seconds: float
-    state: str  # done, failed, terminated, orphaned, running, silent
-    rate: float | None
-    left: float | None
-    last_line: str
-
-
-def write_plan(folder, jobs):
-    """Write what a run is going to do.
-
-    Args:
-        folder: of the run.
-        jobs: (rule, log, outputs, to_run) of each job.
-    """
-    rows = [
-        {"rule": rule, "log": str(log), "outputs": [str(o) for o in outputs], "to_run": bool(to_run)}
-        for rule, log, outputs, to_run in jobs
-    ]
-    write_json({"written": time.time(), "jobs": rows}, Path(folder) / PLAN)
-
-
-def attempts(log):
-    """Every attempt that a job's log tells of, oldest first: list of Attempt."""
-    log = Path(log)
-    try:
-        lines, touched = log.read_text(errors="replace").splitlines(), log.stat().st_mtime
-    except OSError:
-        return []
-    starts = [i for i, line in enumerate(lines) if line.startswith(STARTED)]
-    found = []
-    for first, last in zip(starts, [*starts[1:], len(lines)]):
-        start, part = json.loads(lines[first].removeprefix(STARTED)), lines[first + 1 : last]
-        end = next((json.loads(line.removeprefix(ENDED)) for line in part if line.startswith(ENDED)), None)
-        part = [line for line in part if line.strip() and not line.startswith(ENDED)]
-        alive = end is None and last == len(lines) and time.time() - touched < SILENT
-        rate = left = None
-        if progress := next((m for m in map(PROGRESS.match, reversed(part)) if m), None):
-            done, total, rate = (float(progress[i].replace(",", "")) for i in (1, 2, 4))
-            left = (total - done) / rate if rate else None
-        if end:
-            state, seconds = end["state"], end["seconds"]
-        else:
-            state = "running" if alive else "silent"
-            seconds = max(0.0, (time.time() if alive else touched) - start["started"])
-        found.append(
-            Attempt(
-                start["started"], start["host"], start["slurm"], start["gpus"], seconds, state,
-                rate, left, part[-1] if part else "",
-            )
-        )  # fmt: skip
-    return found
 
 
 def job_state(job, tried, planned):

@@ -42,10 +42,10 @@ rule merge:
         f"{RUN}/logs/merge.log",
     benchmark:
         f"{RUN}/benchmarks/merge.tsv"
-    conda:
-        "../envs/extract.yaml"
     # a shard that it moves aside has to be computed first
     retries: 0
+    conda:
+        "../envs/extract.yaml"
     params:
         max_rejected=cfg.dataset.max_rejected,
     script:

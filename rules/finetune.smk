@@ -19,7 +19,7 @@ rule finetune_model:
         model=lambda wildcards: cfg.target_model.name,
         load=load_options(cfg.target_model),
         training=cfg.target_model.training.model_dump(
-            exclude={"device", "save_every", "loader_workers"}
+            exclude={"device", "save_every", "loader_workers", "processes", "nodes"}
         ),
         checkpoints=CHECKPOINTS,
     script:

@@ -161,3 +161,29 @@ def test_batched_answers_are_those_of_llava_hf_one_by_one(tiny_model, tiny_data,
     assert np.isfinite(list(scores.values())).all()
     with pytest.raises(EvaluationError, match="ended with code"):
         ask("none", "coincide", 1, ["no_such_task"])
+
+
+def test_two_processes_have_the_losses_of_one(tiny_model, tiny_data, tmp_path):
+    def losses(folder):
+        entries = map(json.loads, (folder / "training_log.jsonl").read_text().splitlines())
+        return [entry["loss"] for entry in entries if "loss" in entry]
+
+    one = run(tiny_model, tiny_data, tmp_path, "one", epochs=5)
+    two = run(tiny_model, tiny_data, tmp_path, "two", epochs=5, processes=2)
+    assert len(losses(one)) == 3
+    np.testing.assert_allclose(losses(two), losses(one), rtol=1e-4)
+    ours, theirs = weights(two), weights(one)
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-3, atol=1e-4)
+    assert not list(two.glob("*.bin"))
+    with pytest.raises(module.DeviceError, match="fsdp needs GPUs"):
+        run(tiny_model, tiny_data, tmp_path, "sharded", processes=2, sharding="fsdp")
+
+
+def test_a_failing_process_fails_the_training(tiny_model, tiny_data, tmp_path):
+    records, images = tiny_data
+    broken = [{**record, "image": "nowhere.png"} if "image" in record else record for record in records]
+    with pytest.raises(RuntimeError, match="in 2 processes on 1 nodes ended with exit code 1"):
+        run(tiny_model, (broken, images), tmp_path, "broken", processes=2)
+    assert not (tmp_path / "broken").exists()

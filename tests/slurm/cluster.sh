@@ -53,6 +53,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
 JobAcctGatherType=jobacct_gather/linux
 JobAcctGatherFrequency=5
+JobAcctGatherParams=OverMemoryKill
 JobRequeue=1
 GresTypes=gpu
 $accounting

@@ -1,13 +1,20 @@
 """The workflow on a real Slurm (tests/slurm/cluster.sh): the shipped profile, at sizes that fit one machine."""
 
+import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 
+import psutil
 import pytest
 import yaml
 from conftest import REPO, Workplace
+
+from coincide.jobs import STARTED
+from coincide.plan import attempts
+from coincide.status import cause
 
 RUN = "results/small"
 CORESET = f"{RUN}/coresets/coincide/0.2/coreset.parquet"
@@ -37,22 +44,28 @@ def ready(finished, tmp_path):
     return place
 
 
-def small_profile(folder, **resources):
-    """The shipped profile with jobs small enough for the test cluster; everything else as it is."""
+def small_profile(folder, rule="activations", default=None, **resources):
+    """The shipped profile with jobs small enough for the test cluster, and a rule's resources; the rest as it is."""
+    written = folder / "config.yaml"
+    if written.exists():
+        profile = yaml.safe_load(written.read_text())
+        profile["default-resources"] |= default or {}
+        profile["set-resources"].setdefault(rule, {}).update(resources)
+        written.write_text(yaml.safe_dump(profile))
+        return
     profile = yaml.safe_load((REPO / "profiles/slurm/config.yaml").read_text())
     for of_rule in (profile["default-resources"], *profile["set-resources"].values()):
         for name, size in (("mem_mb", 2000), ("runtime", 20)):
             if name in of_rule:
                 of_rule[name] = f"{size} * attempt"
-    profile["set-resources"]["activations"] |= resources
     profile["set-threads"] = dict.fromkeys(profile["set-threads"], 1)
     profile |= {
         "slurm-init-seconds-before-status-checks": 2,
         "latency-wait": 20,
         "max-status-checks-per-second": 1,
     }
-    folder.mkdir(exist_ok=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(profile))
+    folder.mkdir()
+    written.write_text(yaml.safe_dump(profile))
 
 
 def wait_for(what, seconds=120):
@@ -69,12 +82,6 @@ def end(process, seconds=400):
     return process.wait(timeout=seconds)
 
 
-def tasks():
-    """(task, job id) of the array tasks that run: [('1', '12_1'), …]."""
-    lines = slurm("squeue", "-h", "-r", "-t", "R", "-o", "%K %i").splitlines()
-    return [tuple(line.split()) for line in lines if line.split()[0] != "N/A"]
-
-
 def same(place, finished, name=CORESET):
     """Whether an artefact is byte for byte that of the undisturbed run."""
     return (place / name).read_bytes() == (finished / name).read_bytes()
@@ -89,3 +96,122 @@ def test_a_coreset_from_slurm_is_the_one_from_this_machine(finished, ready):
     gpus = [job for job, resources in jobs if "gres/gpu=1" in resources]
     assert len(gpus) == 2
     assert all("_" in job for job in gpus)
+
+
+# --- faults: each run ends with the coreset of the undisturbed one ------------------------------------------
+
+
+def log_of(place, rule, name):
+    """What the log of a job tells of its attempts."""
+    return attempts(place / RUN / "logs" / rule / f"{name}.log")
+
+
+def running(place, shard):
+    """The attempt at a shard that runs, or None."""
+    tried = log_of(place, "activations", shard)
+    return tried[-1] if tried and tried[-1].state == "running" else None
+
+
+def python_of(place, shard):
+    """Process of the job that extracts a shard: the one that wrote the last start into its log."""
+    text = (place / RUN / f"logs/activations/{shard}.log").read_text()
+    start = [line for line in text.splitlines() if line.startswith(STARTED)][-1]
+    return psutil.Process(json.loads(start.removeprefix(STARTED))["pid"])
+
+
+def test_cancelled_killed_and_its_daemons_gone(finished, ready):
+    """scancel of an array task, SIGKILL of a job, slurmctld restarted, slurmdbd gone for two minutes, two at once."""
+    process = ready.start("select", profile="slurm", log="run.out")
+    wait_for(lambda: running(ready, "00000") and running(ready, "00001"), 200)
+    slurm("scancel", running(ready, "00000").slurm)
+    python_of(ready, "00001").kill()
+    cluster("stop", "slurmdbd")
+    gone = time.monotonic()
+    code, output = ready.run("select", profile="slurm")
+    assert code != 0
+    assert "results/small is being worked on by process" in output
+    wait_for(lambda: running(ready, "00000"), 200)  # the second attempt
+    cluster("stop", "slurmctld")
+    time.sleep(10)
+    cluster("start", "slurmctld")
+    time.sleep(max(0, 120 - (time.monotonic() - gone)))
+    cluster("start", "slurmdbd")
+    assert end(process) == 0, (ready / "run.out").read_text()
+    assert same(ready, finished)
+    assert [a.state for a in log_of(ready, "activations", "00000")][::2] == ["terminated", "done"]
+    assert [a.state for a in log_of(ready, "activations", "00001")] == ["silent", "done"]
+    assert len(log_of(ready, "", "clusters")) == 1  # nothing else ran twice
+
+
+def test_snakemake_killed_and_started_again(finished, ready):
+    """SIGKILL of Snakemake leaves jobs in the queue: the next start cancels them, and computes what is missing."""
+    process = ready.start("select", profile="slurm", log="run.out")
+    wait_for(lambda: running(ready, "00000"), 200)
+    process.kill()
+    process.wait()
+    manifest = (ready / RUN / "samples/manifest.parquet").stat().st_mtime_ns
+    left = slurm("squeue", "-h", "-o", "%j").split()
+    assert left
+    code, output = ready.run("select", profile="slurm")
+    assert code == 0, output
+    assert f"cancelled the Slurm jobs that a killed run left behind ({left[0]})" in output
+    assert same(ready, finished)
+    assert (ready / RUN / "samples/manifest.parquet").stat().st_mtime_ns == manifest
+
+
+def test_over_time_and_over_memory(finished, ready):
+    """A job over its time limit gets more time, one over its memory more memory."""
+    small_profile(ready / "slurm", rule="clusters", mem_mb="100 * attempt ** 5")
+    small_profile(ready / "slurm", rule="activations", runtime="attempt ** 3")
+    process = ready.start("select", profile="slurm", log="run.out")
+    wait_for(lambda: running(ready, "00001"), 200)
+    python_of(ready, "00001").suspend()  # it hangs
+    assert end(process) == 0, (ready / "run.out").read_text()
+    assert same(ready, finished)
+    first, second = log_of(ready, "activations", "00001")
+    assert (first.state, second.state) == ("silent", "done")
+    assert cause(first, ready / ".snakemake/slurm_logs")[0] == "time limit"
+    clusters = log_of(ready, "", "clusters")
+    assert clusters[-1].state == "done"
+    assert len(clusters) == 2
+    assert cause(clusters[0], ready / ".snakemake/slurm_logs")[0] == "out of memory"
+
+
+def test_the_disk_full_while_a_shard_is_written(finished, ready):
+    """Jobs say so and leave nothing half-written; with room again the same command goes on."""
+    folder = ready / RUN / "activations"
+    folder.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], check=True)
+    try:
+        code, output = ready.run("select", "--retries", "0", profile="slurm")
+        assert code != 0
+        assert "No space left on device" in output
+        text = subprocess.run(
+            [sys.executable, "-m", "coincide.status"], cwd=ready.folder, text=True, capture_output=True, check=True
+        ).stdout
+        assert "FAILED activations (00000), attempt 1: its own error" in text
+        assert "No space left on device" in text
+        assert not list(folder.glob("*.parquet"))
+        subprocess.run(["mount", "-o", "remount,size=64m", folder], check=True)
+        code, output = ready.run("select", profile="slurm")
+        assert code == 0, output
+        assert same(ready, finished)
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_without_accounting_a_node_fails_and_nothing_is_inherited(finished, ready):
+    """No sacct answers, a node is set down with jobs on it, jobs do not get the variables of the login shell."""
+    cluster("up", "without-accounting")
+    try:
+        small_profile(ready / "slurm", default={"slurm_extra": "'--export=NONE'"})
+        process = ready.start("select", profile="slurm", log="run.out")
+        task = wait_for(lambda: running(ready, "00000"), 200).slurm
+        node = slurm("squeue", "-h", "-j", task, "-o", "%N").strip()
+        slurm("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+        wait_for(lambda: len(log_of(ready, "activations", "00000")) > 1, 200)
+        slurm("scontrol", "update", f"nodename={node}", "state=resume")
+        assert end(process) == 0, (ready / "run.out").read_text()
+        assert same(ready, finished)
+    finally:
+        cluster("up")

@@ -1,0 +1,72 @@
+"""Start a module of this package in several processes, on this machine or on all nodes of a Slurm job."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+STOPPED_WITHIN = 30  # seconds that processes have to end when their job is ended
+
+
+def launch(module, arguments, file, *, processes, nodes=1):
+    """Run `python -m module file` in processes that form a torch.distributed group, and wait for them.
+
+    Args:
+        module: name of the module; it reads its arguments with `arguments_of(file)`.
+        arguments: dict of JSON values.
+        file: where to write them: on a file system that all nodes see; removed when all is done.
+        processes: on each node.
+        nodes: of the Slurm job that this is called from, if more than one.
+
+    Raises:
+        RuntimeError: a process failed; its own words stand before.
+    """
+    file = Path(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(arguments))
+    threads = max(1, int(os.environ.get("OMP_NUM_THREADS", 1)) // processes)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    # Slurm pins a step of its own to what the job has, not to what this one was given
+    command = [*_on_every_node(nodes), sys.executable, "-m", "torch.distributed.run", *_meeting(nodes)]
+    command += [f"--nproc-per-node={processes}", "-m", module, str(file)]
+    with subprocess.Popen(command, env=environment) as group:
+        try:
+            code = group.wait()
+        except BaseException:
+            group.terminate()  # its agent ends the processes; killed, it would leave them behind
+            try:
+                group.wait(STOPPED_WITHIN)
+            except subprocess.TimeoutExpired:
+                group.kill()
+            raise
+    file.unlink()
+    if code:
+        raise RuntimeError(f"{module} in {processes} processes on {nodes} nodes ended with exit code {code}")
+
+
+def arguments_of(file):
+    """The arguments that `launch` wrote."""
+    return json.loads(Path(file).read_text())
+
+
+def _on_every_node(nodes):
+    if nodes == 1:
+        return []
+    return ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--overlap", "--kill-on-bad-exit=1"]
+
+
+def _meeting(nodes):
+    if nodes == 1:
+        return ["--standalone"]
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None:
+        raise RuntimeError(f"{nodes} nodes are asked for, and this is no Slurm job")
+    listed = ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]]
+    first = subprocess.run(listed, text=True, capture_output=True, check=True).stdout.split()[0]
+    address = subprocess.run(
+        ["scontrol", "show", "node", first, "--oneliner"], text=True, capture_output=True, check=True
+    ).stdout
+    address = next(f.removeprefix("NodeAddr=") for f in address.split() if f.startswith("NodeAddr="))
+    port = 20000 + int(job) % 20000
+    return [f"--nnodes={nodes}", f"--rdzv-id={job}", "--rdzv-backend=c10d", f"--rdzv-endpoint={address}:{port}"]
