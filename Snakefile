@@ -85,6 +85,7 @@ onstart:
             )
             for job in workflow.dag.jobs
         ],
+        next(iter(log), ""),
     )
 
 

@@ -67,7 +67,8 @@ def holder(folder):
 def start(log, threads):
     """Prepare a job: output goes to its log, threads are bounded, and it ends with its workflow.
 
-    The log keeps what earlier attempts wrote, and gets a line at the start and at the end of this one.
+    The log gets a line at the start and at the end; it has a second name until the job is done, because
+    Snakemake removes the first before it tries again.
 
     Args:
         log: file that takes everything the job prints, also from the programs it starts.
@@ -77,7 +78,7 @@ def start(log, threads):
         os.environ[name] = str(threads)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     Path(log).parent.mkdir(parents=True, exist_ok=True)
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o644)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
         os.dup2(file, stream.fileno())
@@ -91,9 +92,12 @@ class _Attempt:
     """Says in the log when this job starts, that it lives, and how it ends."""
 
     def __init__(self, log):
-        self.log, self.began, self.state = log, time.time(), "done"
+        self.log, self.began, self.state = Path(log), time.time(), "done"
+        self.second_name = self.log.with_name(f".{self.log.name}.{self.began * 1e6:.0f}")
 
     def begin(self):
+        with contextlib.suppress(OSError):  # a file system without hard links
+            os.link(self.log, self.second_name)
         task = os.environ.get("SLURM_ARRAY_TASK_ID")
         job = os.environ.get("SLURM_ARRAY_JOB_ID") if task else os.environ.get("SLURM_JOB_ID")
         devices = os.environ.get("CUDA_VISIBLE_DEVICES", "")
@@ -104,7 +108,6 @@ class _Attempt:
                 "host": os.uname().nodename,
                 "pid": os.getpid(),
                 "slurm": f"{job}_{task}" if task else job,
-                "slurm_run": os.environ.get("SLURM_JOB_NAME") if job else None,
                 "gpus": len([d for d in devices.split(",") if d.strip() and d.strip() != "-1"]),
             },
         )
@@ -116,6 +119,8 @@ class _Attempt:
 
     def end(self):
         self._say(ENDED, {"state": self.state, "seconds": round(time.time() - self.began, 2)})
+        if self.state == "done":
+            self.second_name.unlink(missing_ok=True)
 
     def _say(self, what, facts):
         for stream in (sys.stdout, sys.stderr):

@@ -2,7 +2,8 @@
 
 The workflow writes plan.json when it starts: every job with its log and its outputs. Each job writes a
 line into its log when it starts and one when it ends (`coincide.jobs`), and touches the log while it
-lives.
+lives. Snakemake removes the log before it tries again; a hard link beside it keeps that of an attempt
+that did not end well.
 """
 
 import json
@@ -19,7 +20,7 @@ from coincide.tables import write_json
 PLAN = "plan.json"
 SILENT = 6 * HEARTBEAT  # seconds after which a job that does not touch its log counts as dead
 PROGRESS = re.compile(r"^.+: ([\d,]+) of ([\d,]+) (\w+), ([\d,.]+)/s, ([\d:]+|\?) left$")
-EXECUTOR_NAME = re.compile(r"(^|_)[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")
+RUN_NAME = re.compile(r"^SLURM run ID: (\S*[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})$", re.MULTILINE)
 CANCELLED_WITHIN = 120  # seconds
 
 
@@ -31,7 +32,6 @@ class Attempt:
         started: time, seconds since 1970.
         host: where.
         slurm: job id, <array>_<task> for a task of an array; None outside Slurm.
-        slurm_run: name that all jobs of one start of Snakemake have in Slurm.
         gpus: number of devices it was given.
         seconds: how long it has lived.
         state: done, failed, terminated (by SIGTERM), orphaned (its Snakemake was gone), running, or
@@ -39,64 +39,67 @@ class Attempt:
         rate: units of work a second, from its last line of progress.
         left: seconds left by that line.
         last_line: of its output.
+        log: file.
     """
 
     started: float
     host: str
     slurm: str | None
-    slurm_run: str | None
     gpus: int
     seconds: float
     state: str
     rate: float | None
     left: float | None
     last_line: str
+    log: Path
 
 
-def write_plan(folder, jobs):
+def write_plan(folder, jobs, snakemake_log):
     """Write what a run is going to do.
 
     Args:
         folder: of the run.
         jobs: (rule, log, outputs, to_run) of each job.
+        snakemake_log: Snakemake's own log of this start.
     """
     rows = [
         {"rule": rule, "log": str(log), "outputs": [str(o) for o in outputs], "to_run": bool(to_run)}
         for rule, log, outputs, to_run in jobs
     ]
-    write_json({"written": time.time(), "jobs": rows}, Path(folder) / PLAN)
+    plan = {"written": time.time(), "snakemake_log": str(snakemake_log), "jobs": rows}
+    write_json(plan, Path(folder) / PLAN)
 
 
 def attempts(log):
-    """Every attempt that a job's log tells of, oldest first: list of Attempt."""
+    """Every attempt at a job, oldest first, from its log and the logs of earlier ones: list of Attempt."""
     log = Path(log)
+    found = [_attempt(path) for path in (*log.parent.glob(f".{log.name}.*"), log)]
+    return sorted({a.started: a for a in found if a}.values(), key=lambda a: a.started)
+
+
+def _attempt(log):
     try:
         lines, touched = log.read_text(errors="replace").splitlines(), log.stat().st_mtime
     except OSError:
-        return []
-    starts = [i for i, line in enumerate(lines) if line.startswith(STARTED)]
-    found = []
-    for first, last in zip(starts, [*starts[1:], len(lines)]):
-        start, part = json.loads(lines[first].removeprefix(STARTED)), lines[first + 1 : last]
-        end = next((json.loads(line.removeprefix(ENDED)) for line in part if line.startswith(ENDED)), None)
-        part = [line for line in part if line.strip() and not line.startswith(ENDED)]
-        alive = end is None and last == len(lines) and time.time() - touched < SILENT
-        rate = left = None
-        if progress := next((m for m in map(PROGRESS.match, reversed(part)) if m), None):
-            done, total, rate = (float(progress[i].replace(",", "")) for i in (1, 2, 4))
-            left = (total - done) / rate if rate else None
-        if end:
-            state, seconds = end["state"], end["seconds"]
-        else:
-            state = "running" if alive else "silent"
-            seconds = max(0.0, (time.time() if alive else touched) - start["started"])
-        found.append(
-            Attempt(
-                start["started"], start["host"], start["slurm"], start["slurm_run"], start["gpus"], seconds, state,
-                rate, left, part[-1] if part else "",
-            )
-        )  # fmt: skip
-    return found
+        return None
+    start = next((json.loads(line.removeprefix(STARTED)) for line in lines if line.startswith(STARTED)), None)
+    if start is None:
+        return None
+    end = next((json.loads(line.removeprefix(ENDED)) for line in lines if line.startswith(ENDED)), None)
+    lines = [line for line in lines if line.strip() and not line.startswith((STARTED, ENDED))]
+    rate = left = None
+    if progress := next((m for m in map(PROGRESS.match, reversed(lines)) if m), None):
+        done, total, rate = (float(progress[i].replace(",", "")) for i in (1, 2, 4))
+        left = (total - done) / rate if rate else None
+    if end:
+        state, seconds = end["state"], end["seconds"]
+    else:
+        state = "running" if time.time() - touched < SILENT else "silent"
+        seconds = max(0.0, (time.time() if state == "running" else touched) - start["started"])
+    return Attempt(
+        start["started"], start["host"], start["slurm"], start["gpus"], seconds, state,
+        rate, left, lines[-1] if lines else "", log,
+    )  # fmt: skip
 
 
 def end_orphans(folder):
@@ -114,10 +117,12 @@ def end_orphans(folder):
     plan = Path(folder) / PLAN
     if not plan.exists() or not shutil.which("scancel"):
         return []
-    jobs = json.loads(plan.read_text())["jobs"]
-    names = {a.slurm_run for job in jobs if job["log"] for a in attempts(job["log"])[-1:]} - {None}
-    # the executor names its jobs by a UUID: nobody's own job, in which a run may have been started, is touched
-    names = [name for name in sorted(names) if EXECUTOR_NAME.search(name) and _in_queue(name)]
+    try:
+        said = Path(json.loads(plan.read_text())["snakemake_log"]).read_text(errors="replace")
+    except OSError:
+        return []
+    # the executor gives all its jobs one name and says it
+    names = [name for name in sorted(set(RUN_NAME.findall(said))) if _in_queue(name)]
     if names:
         subprocess.run(["scancel", f"--name={','.join(names)}"], check=False)
         deadline = time.monotonic() + CANCELLED_WITHIN

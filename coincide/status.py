@@ -121,7 +121,7 @@ def status(folder, slurm_logs=SLURM_LOGS):
             continue
         why, log = cause(mine[-1], slurm_logs)
         lines += ["", f"FAILED {job['rule']} ({Path(job['log']).stem}), attempt {len(mine)}: {why}"]
-        lines += [f"  last line: {mine[-1].last_line[:300]}", f"  log: {job['log']}"]
+        lines += [f"  last line: {mine[-1].last_line[:300]}", f"  log: {mine[-1].log}"]
         lines += [f"  Slurm's log: {log}"] if log else []
     return "\n".join(lines)
 

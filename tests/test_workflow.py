@@ -5,6 +5,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -231,6 +233,37 @@ def test_a_second_snakemake_is_refused_while_the_first_runs(finished, tmp_path):
     assert len(list((tmp_path / RUN / "density").iterdir())) == 3
     for name in ("coresets/coincide/0.2/coreset.parquet", "clusters.parquet", "cluster_stats.parquet"):
         assert (tmp_path / RUN / name).read_bytes() == (finished / RUN / name).read_bytes()
+
+
+def test_a_damaged_shard_is_found_before_it_is_used_and_computed_again_alone(finished, tmp_path):
+    place = Workplace(tmp_path)
+    shutil.copytree(finished / "resources", tmp_path / "resources")
+    code, output = place.run("--until", "activations")
+    assert code == 0, output
+    shards = [tmp_path / RUN / f"activations/shard-{i:05d}.parquet" for i in range(2)]
+    whole = shards[0].stat().st_mtime_ns
+    content = bytearray(shards[1].read_bytes())
+    content[len(content) // 2] ^= 1
+    shards[1].write_bytes(content)
+    code, output = place.run("select")
+    assert code != 0
+    assert "1 of 2 shards cannot be used" in output
+    assert "shard-00001.parquet does not match its digest" in output
+    code, output = place.run("select")
+    assert code == 0, output
+    assert shards[0].stat().st_mtime_ns == whole
+    assert output.count("localrule activations:") + output.count("rule activations:") == 1
+    coreset = "coresets/coincide/0.2/coreset.parquet"
+    assert (tmp_path / RUN / coreset).read_bytes() == (finished / RUN / coreset).read_bytes()
+
+
+def test_the_status_of_a_finished_run(finished):
+    command = [sys.executable, "-m", "coincide.status"]
+    text = subprocess.run(command, cwd=finished.folder, text=True, capture_output=True, check=True).stdout
+    jobs = re.search(r"results/small: no process works on it; (\d+) of (\d+) jobs done", text)
+    assert jobs
+    assert jobs[1] == jobs[2]
+    assert "FAILED" not in text
 
 
 # --- data of one's own, good and bad -----------------------------------------------------------------------

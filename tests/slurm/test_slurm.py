@@ -60,7 +60,7 @@ def small_profile(folder, rule="activations", default=None, **resources):
                 of_rule[name] = f"{size} * attempt"
     profile["set-threads"] = dict.fromkeys(profile["set-threads"], 1)
     profile |= {
-        "slurm-init-seconds-before-status-checks": 2,
+        "slurm-init-seconds-before-status-checks": 7,
         "latency-wait": 20,
         "max-status-checks-per-second": 1,
     }
@@ -73,7 +73,7 @@ def wait_for(what, seconds=120):
     deadline = time.monotonic() + seconds
     while not (found := what()):
         assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.2)
+        time.sleep(0.05)
     return found
 
 
@@ -119,26 +119,36 @@ def python_of(place, shard):
     return psutil.Process(json.loads(start.removeprefix(STARTED))["pid"])
 
 
+def hold(place, shard):
+    """Wait for the job that extracts a shard and stop it where it is: its process, and the attempt."""
+    attempt = wait_for(lambda: running(place, shard), 200)
+    process = python_of(place, shard)
+    process.suspend()
+    return process, attempt
+
+
 def test_cancelled_killed_and_its_daemons_gone(finished, ready):
     """scancel of an array task, SIGKILL of a job, slurmctld restarted, slurmdbd gone for two minutes, two at once."""
     process = ready.start("select", profile="slurm", log="run.out")
-    wait_for(lambda: running(ready, "00000") and running(ready, "00001"), 200)
-    slurm("scancel", running(ready, "00000").slurm)
-    python_of(ready, "00001").kill()
+    (_, first), (second, _) = hold(ready, "00000"), hold(ready, "00001")
+    slurm("scancel", first.slurm)
+    second.kill()
     cluster("stop", "slurmdbd")
     gone = time.monotonic()
     code, output = ready.run("select", profile="slurm")
     assert code != 0
     assert "results/small is being worked on by process" in output
-    wait_for(lambda: running(ready, "00000"), 200)  # the second attempt
+    wait_for(lambda: len(log_of(ready, "activations", "00000")) > 1, 200)
+    again, _ = hold(ready, "00000")
     cluster("stop", "slurmctld")
+    again.resume()
     time.sleep(10)
     cluster("start", "slurmctld")
     time.sleep(max(0, 120 - (time.monotonic() - gone)))
     cluster("start", "slurmdbd")
     assert end(process) == 0, (ready / "run.out").read_text()
     assert same(ready, finished)
-    assert [a.state for a in log_of(ready, "activations", "00000")][::2] == ["terminated", "done"]
+    assert [a.state for a in log_of(ready, "activations", "00000")] == ["terminated", "done"]
     assert [a.state for a in log_of(ready, "activations", "00001")] == ["silent", "done"]
     assert len(log_of(ready, "", "clusters")) == 1  # nothing else ran twice
 
@@ -146,7 +156,7 @@ def test_cancelled_killed_and_its_daemons_gone(finished, ready):
 def test_snakemake_killed_and_started_again(finished, ready):
     """SIGKILL of Snakemake leaves jobs in the queue: the next start cancels them, and computes what is missing."""
     process = ready.start("select", profile="slurm", log="run.out")
-    wait_for(lambda: running(ready, "00000"), 200)
+    hold(ready, "00000")
     process.kill()
     process.wait()
     manifest = (ready / RUN / "samples/manifest.parquet").stat().st_mtime_ns
@@ -164,8 +174,7 @@ def test_over_time_and_over_memory(finished, ready):
     small_profile(ready / "slurm", rule="clusters", mem_mb="100 * attempt ** 5")
     small_profile(ready / "slurm", rule="activations", runtime="attempt ** 3")
     process = ready.start("select", profile="slurm", log="run.out")
-    wait_for(lambda: running(ready, "00001"), 200)
-    python_of(ready, "00001").suspend()  # it hangs
+    hold(ready, "00001")  # it hangs
     assert end(process) == 0, (ready / "run.out").read_text()
     assert same(ready, finished)
     first, second = log_of(ready, "activations", "00001")
@@ -206,7 +215,7 @@ def test_without_accounting_a_node_fails_and_nothing_is_inherited(finished, read
     try:
         small_profile(ready / "slurm", default={"slurm_extra": "'--export=NONE'"})
         process = ready.start("select", profile="slurm", log="run.out")
-        task = wait_for(lambda: running(ready, "00000"), 200).slurm
+        task = hold(ready, "00000")[1].slurm
         node = slurm("squeue", "-h", "-j", task, "-o", "%N").strip()
         slurm("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
         wait_for(lambda: len(log_of(ready, "activations", "00000")) > 1, 200)
