@@ -112,9 +112,12 @@ stop() {
   [ -f "$STATE/run/$1.pid" ] || return 0
   pid=$(cat "$STATE/run/$1.pid")
   kill "$pid" 2>/dev/null || true
-  for _ in $(seq 100); do kill -0 "$pid" 2>/dev/null || return 0; sleep 0.1; done
+  for _ in $(seq 100); do alive "$pid" || return 0; sleep 0.1; done
   kill -9 "$pid" 2>/dev/null || true
 }
+
+# kill -0 also finds the dead whose parent does not ask after them, as in a container
+alive() { [ -r "/proc/$1/stat" ] && ! grep -q ') Z ' "/proc/$1/stat" 2>/dev/null; }
 
 up() {
   [ "$(id -u)" = 0 ] || { echo "a test cluster needs root: slurmd starts jobs as their users" >&2; exit 1; }
@@ -126,7 +129,7 @@ up() {
   local accounting=slurmdbd
   [ "${1:-}" != without-accounting ] || accounting=none
   configure "$accounting"
-  if ! pgrep -x munged >/dev/null; then
+  if ! pgrep -x -r D,R,S munged >/dev/null; then
     install -d -o munge -g munge /run/munge
     su -s /bin/sh munge -c "/usr/sbin/munged --pid-file=/run/munge/munged.pid"
     touch "$STATE/run/munged-is-ours"
@@ -144,7 +147,10 @@ down() {
   local name
   for name in slurmd-n1 slurmd-n2 slurmctld slurmdbd mariadbd; do stop $name; done
   pkill -f "slurmstepd: \[" 2>/dev/null || true
-  if [ -e "$STATE/run/munged-is-ours" ]; then kill "$(cat /run/munge/munged.pid)" 2>/dev/null || true; fi
+  if [ -e "$STATE/run/munged-is-ours" ]; then
+    cp /run/munge/munged.pid "$STATE/run/munged.pid" 2>/dev/null || true
+    stop munged
+  fi
   rm -rf "$STATE" "$CONF"/{slurm,gres,cgroup,slurmdbd}.conf
 }
 
