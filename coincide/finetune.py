@@ -168,7 +168,7 @@ def _distributed(settings, on_cpu):
     """Arguments of the Trainer for several processes."""
     arguments = {"ddp_backend": "gloo" if on_cpu else "nccl"}
     if settings.sharding == "fsdp":
-        # whole weights in checkpoints, so that a resumed training may have another number of processes
+        # whole weights in checkpoints: from_pretrained reads them when a training goes on
         return arguments | {"fsdp": True, "fsdp_config": {"version": 2, "state_dict_type": "FULL_STATE_DICT"}}
     # a batch without an image leaves the vision tower and the projector out
     return arguments | {"ddp_find_unused_parameters": True}

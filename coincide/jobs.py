@@ -128,7 +128,7 @@ class _Attempt:
         print(what + json.dumps(facts), file=sys.stderr, flush=True)
 
     def _failed(self, kind, error, traceback):
-        self.state = "failed"
+        self.state = "terminated" if issubclass(kind, KeyboardInterrupt) else "failed"
         _report(kind, error, traceback)
 
     def _terminated(self, number, frame):
@@ -143,7 +143,7 @@ class _Attempt:
         beside them.
         """
         touched = time.monotonic()
-        while parent is None or (parent.is_running() and parent.status() != psutil.STATUS_ZOMBIE):
+        while parent is None or _lives(parent):
             time.sleep(1)
             if time.monotonic() - touched >= HEARTBEAT:
                 touched = time.monotonic()
@@ -155,6 +155,13 @@ class _Attempt:
         for child in psutil.Process().children(recursive=True):
             child.kill()
         os._exit(1)
+
+
+def _lives(process):
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
 
 
 def _report(kind, error, traceback):

@@ -27,7 +27,6 @@ def launch(module, arguments, file, *, processes, nodes=1):
     file.write_text(json.dumps(arguments))
     threads = max(1, int(os.environ.get("OMP_NUM_THREADS", 1)) // processes)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    # Slurm pins a step of its own to what the job has, not to what this one was given
     command = [*_on_every_node(nodes), sys.executable, "-m", "torch.distributed.run", *_meeting(nodes)]
     command += [f"--nproc-per-node={processes}", "-m", module, str(file)]
     with subprocess.Popen(command, env=environment) as group:
