@@ -5,6 +5,7 @@ Every loop gives the same numbers for any number of threads: a thread owns whole
 columns, and sums that cross threads are integers.
 """
 
+import os
 from functools import cache
 
 import numba
@@ -23,8 +24,14 @@ def bits(x):
 
 
 def threads():
-    """Threads that the loops run on."""
-    return numba.get_num_threads()
+    """Threads that the loops run on in the calling thread, from this call on: COINCIDE_THREADS at most, where set.
+
+    Not NUMBA_NUM_THREADS: set after numba was imported, it ends the next compilation with an error.
+    """
+    count = numba.get_num_threads()
+    if (limit := int(os.environ.get("COINCIDE_THREADS", count))) < count:
+        numba.set_num_threads(limit)
+    return min(limit, count)
 
 
 @cache

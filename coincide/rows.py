@@ -146,7 +146,7 @@ def map_clusters(function, x, members, what):
         places[order] = np.arange(len(order))
         return group, x.take(positions[order]), np.split(places, np.cumsum(sizes[slice(*group)])[:-1])
 
-    with ThreadPoolExecutor(compiled.threads()) as pool:
+    with ThreadPoolExecutor(compiled.threads(), initializer=compiled.threads) as pool:
         for group, rows, places in ahead(map(read, groups)):
             numbers, parts = range(*group), (rows[inside] for inside in places)
             if len(numbers) == 1:

@@ -1,5 +1,6 @@
 """The lock of a run, jobs that end with their workflow, and files that appear whole."""
 
+import os
 import subprocess
 import sys
 import time
@@ -104,3 +105,23 @@ def test_what_a_killed_process_left_behind_is_removed(tmp_path):
     with replacing(target) as part:
         part.write_text("two")
     assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]
+
+
+COLD = """
+import sys
+from coincide.jobs import start
+start(sys.argv[1], 1)
+import numpy as np
+from coincide import compiled, select, spherical_kmeans
+x = np.random.default_rng(0).normal(size=(400, 16)).astype(np.float16)
+clustering = spherical_kmeans(x, 8)
+print("picked", len(select(x, clustering.labels, clustering.centroids, fraction=0.2).indices), compiled.threads())
+"""
+
+
+def test_a_job_on_one_thread_compiles_what_no_one_has_compiled_before(tmp_path):
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    log = tmp_path / "job.log"
+    code = subprocess.run([sys.executable, "-c", COLD, log], env=environment, check=False).returncode
+    assert code == 0, log.read_text()
+    assert "picked 80 1" in log.read_text()

@@ -44,12 +44,11 @@ def ready(finished, tmp_path):
     return place
 
 
-def small_profile(folder, rule="activations", default=None, **resources):
+def small_profile(folder, rule="activations", **resources):
     """The shipped profile with jobs small enough for the test cluster, and a rule's resources; the rest as it is."""
     written = folder / "config.yaml"
     if written.exists():
         profile = yaml.safe_load(written.read_text())
-        profile["default-resources"] |= default or {}
         profile["set-resources"].setdefault(rule, {}).update(resources)
         written.write_text(yaml.safe_dump(profile))
         return
@@ -207,11 +206,10 @@ def test_the_disk_full_while_a_shard_is_written(finished, ready):
         subprocess.run(["umount", "-l", folder], check=True)
 
 
-def test_without_accounting_a_node_fails_and_nothing_is_inherited(finished, ready):
-    """No sacct answers, a node is set down with jobs on it, jobs do not get the variables of the login shell."""
+def test_without_accounting_a_node_fails(finished, ready):
+    """No sacct answers, and a node is set down with jobs on it."""
     cluster("up", "without-accounting")
     try:
-        small_profile(ready / "slurm", default={"slurm_extra": "'--export=NONE'"})
         process = ready.start("select", profile="slurm", log="run.out")
         task = hold(ready, "00000")[1].slurm
         node = slurm("squeue", "-h", "-j", task, "-o", "%N").strip()
@@ -222,3 +220,26 @@ def test_without_accounting_a_node_fails_and_nothing_is_inherited(finished, read
         assert same(ready, finished)
     finally:
         cluster("up")
+
+
+# --- several nodes ---------------------------------------------------------------------------------------
+
+
+def test_two_nodes_train_as_one_process(finished, ready):
+    """Finetuning by two processes, each on a node of one Slurm job, has the losses of one process."""
+    shutil.copytree(finished / "results", ready / "results")
+    model = f"{RUN}/models/target/random/0.2/0"
+    shutil.rmtree(ready / model)
+    small = yaml.safe_load((REPO / "tests/config/small.yaml").read_text())
+    small["target_model"]["training"]["nodes"] = 2
+    (ready / "two.yaml").write_text(yaml.safe_dump(small))
+    small_profile(ready / "slurm", rule="finetune_model", nodes=2, tasks_per_node=1, mpi="srun")
+    code, output = ready.run(model, profile="slurm", config=ready / "two.yaml")
+    assert code == 0, output
+    losses = [
+        [json.loads(line).get("loss", 0) for line in (place / model / "training_log.jsonl").read_text().splitlines()]
+        for place in (ready, finished)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    jobs = slurm("sacct", "-n", "-P", "--format=JobID,NNodes,NodeList,WorkDir").splitlines()
+    assert any("|2|n[1-2]|" in job and str(ready.folder) in job for job in jobs)
