@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from math import inf
 from pathlib import Path
 
 import pandas as pd
@@ -58,18 +59,24 @@ def cause(attempt, slurm_logs=SLURM_LOGS):
 
 
 def stages(jobs, tried, states):
-    """Table of the stages: rule, jobs, done, running, waiting, failed, rate, left (s), gpu_hours."""
+    """Table of the stages, first started first.
+
+    Columns: rule, jobs, done, running, waiting, failed, rate (units of work a second), left (s), gpu_hours.
+    """
     rows = {}
     for job, mine, state in zip(jobs, tried, states):
-        row = rows.setdefault(job["rule"], {"counts": Counter(), "rates": [], "lefts": [], "times": [], "gpu": 0.0})
+        row = rows.setdefault(
+            job["rule"], {"counts": Counter(), "rates": [], "lefts": [], "times": [], "gpu": 0.0, "first": inf}
+        )
         row["counts"][state] += 1
+        row["first"] = min([row["first"], *(a.started for a in mine)])
         row["gpu"] += sum(a.gpus * a.seconds for a in mine) / 3600
         if state == "running":
             row["rates"] += [mine[-1].rate] if mine[-1].rate else []
             row["lefts"] += [mine[-1].left] if mine[-1].left is not None else []
         row["times"] += [a.seconds for a in mine if a.state == "done"]
     table = []
-    for rule, row in rows.items():
+    for rule, row in sorted(rows.items(), key=lambda item: item[1]["first"]):
         counts, left = row["counts"], max(row["lefts"], default=None)
         if row["times"] and (waiting := counts["waiting"] + counts["failed"]):
             each = sum(row["times"]) / len(row["times"])
