@@ -52,20 +52,30 @@ def arguments_of(file):
 def _on_every_node(nodes):
     if nodes == 1:
         return []
-    return ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--overlap", "--kill-on-bad-exit=1"]
+    tasks = [f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1"]
+    return ["srun", f"--jobid={_slurm_job()}", *tasks, "--overlap", "--kill-on-bad-exit=1"]
 
 
 def _meeting(nodes):
     if nodes == 1:
         return ["--standalone"]
-    job = os.environ.get("SLURM_JOB_ID")
-    if job is None:
-        raise RuntimeError(f"{nodes} nodes are asked for, and this is no Slurm job")
-    listed = ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]]
-    first = subprocess.run(listed, text=True, capture_output=True, check=True).stdout.split()[0]
-    address = subprocess.run(
-        ["scontrol", "show", "node", first, "--oneliner"], text=True, capture_output=True, check=True
-    ).stdout
-    address = next(f.removeprefix("NodeAddr=") for f in address.split() if f.startswith("NodeAddr="))
+    job = _slurm_job()
+    # asked, not read from variables: the executor takes most of Slurm's away
+    first = _field("job", job, "BatchHost")
     port = 20000 + int(job) % 20000
-    return [f"--nnodes={nodes}", f"--rdzv-id={job}", "--rdzv-backend=c10d", f"--rdzv-endpoint={address}:{port}"]
+    endpoint = f"{_field('node', first, 'NodeAddr')}:{port}"
+    return [f"--nnodes={nodes}", f"--rdzv-id={job}", "--rdzv-backend=c10d", f"--rdzv-endpoint={endpoint}"]
+
+
+def _slurm_job():
+    if "SLURM_JOB_ID" not in os.environ:
+        raise RuntimeError("several nodes are asked for, and this is no Slurm job: set training.nodes to 1")
+    return os.environ["SLURM_JOB_ID"]
+
+
+def _field(kind, name, field):
+    """A field of what Slurm's controller says of a job or node."""
+    said = subprocess.run(
+        ["scontrol", "show", kind, name, "--oneliner"], text=True, capture_output=True, check=True
+    ).stdout
+    return next(part.removeprefix(f"{field}=") for part in said.split() if part.startswith(f"{field}="))

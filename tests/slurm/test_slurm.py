@@ -241,6 +241,7 @@ def test_two_nodes_train_as_one_process(finished, ready):
         [json.loads(line).get("loss", 0) for line in (place / model / "training_log.jsonl").read_text().splitlines()]
         for place in (ready, finished)
     ]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    assert losses[0][:4] == pytest.approx(losses[1][:4], rel=1e-4)
+    assert losses[0] == pytest.approx(losses[1], rel=2e-2)  # the last batch is not full, and is filled up for two
     jobs = slurm("sacct", "-n", "-P", "--format=JobID,NNodes,NodeList,WorkDir").splitlines()
     assert any("|2|n[1-2]|" in job and str(ready.folder) in job for job in jobs)
