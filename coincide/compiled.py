@@ -262,7 +262,7 @@ def decide(
         if known:
             label, second = labels[i], others[i]
             best = max(best, own[i])
-        count, only = 0, -1
+        close, count = np.empty(width, np.int64), 0  # columns that can be the best
         outside = np.float32(-np.inf)
         for start in range(0, width, 64):
             stop = min(start + 64, width)
@@ -276,35 +276,26 @@ def decide(
                 if known and columns[k] == labels[i]:
                     continue
                 if upper[k] >= best:
+                    close[count] = k
                     count += 1
-                    only = k
                 else:
                     outside = max(outside, upper[k])
         second = max(second, np.float64(outside))
         if count == (0 if known else 1):
             if not known:
-                labels[i], own[i] = columns[only], best
+                labels[i], own[i] = columns[close[0]], best
             others[i] = np.float32(second) + np.float32(1e-6)
             continue
         value = -np.inf
         if known:
             value = _dot(x[where[m]], centroids[label]) * inverse[i] - offset[i]
-        for start in range(0, width, 64):
-            stop = min(start + 64, width)
-            top = np.float32(-np.inf)
-            for k in range(start, stop):
-                top = max(top, upper[k])
-            if top < best:
-                continue
-            for k in range(start, stop):
-                if upper[k] < best or (known and columns[k] == labels[i]):
-                    continue
-                candidate = _dot(x[where[m]], centroids[columns[k]]) * inverse[i] - offset[i]
-                if candidate > value or (candidate == value and columns[k] < label):
-                    second = max(second, value)
-                    value, label = candidate, columns[k]
-                else:
-                    second = max(second, candidate)
+        for k in close[:count]:
+            candidate = _dot(x[where[m]], centroids[columns[k]]) * inverse[i] - offset[i]
+            if candidate > value or (candidate == value and columns[k] < label):
+                second = max(second, value)
+                value, label = candidate, columns[k]
+            else:
+                second = max(second, candidate)
         labels[i] = label
         own[i] = np.float32(value) - np.float32(1e-6)
         others[i] = np.float32(second) + np.float32(1e-6)

@@ -70,6 +70,15 @@ def write_plan(folder, jobs, snakemake_log):
     write_json(plan, Path(folder) / PLAN)
 
 
+def read_plan(folder):
+    """The plan of a run's last start: dict of written, snakemake_log and jobs.
+
+    Raises:
+        FileNotFoundError: the run has never started.
+    """
+    return json.loads((Path(folder) / PLAN).read_text())
+
+
 def attempts(log):
     """Every attempt at a job, oldest first, from its log and the logs of earlier ones: list of Attempt."""
     log = Path(log)
@@ -82,10 +91,9 @@ def _attempt(log):
         lines, touched = log.read_text(errors="replace").splitlines(), log.stat().st_mtime
     except OSError:
         return None
-    start = next((json.loads(line.removeprefix(STARTED)) for line in lines if line.startswith(STARTED)), None)
+    start, end = _facts(lines, STARTED), _facts(lines, ENDED)
     if start is None:
         return None
-    end = next((json.loads(line.removeprefix(ENDED)) for line in lines if line.startswith(ENDED)), None)
     lines = [line for line in lines if line.strip() and not line.startswith((STARTED, ENDED))]
     rate = left = None
     if progress := next((m for m in map(PROGRESS.match, reversed(lines)) if m), None):
@@ -102,6 +110,11 @@ def _attempt(log):
     )  # fmt: skip
 
 
+def _facts(lines, mark):
+    """What the first line with a mark says, or None."""
+    return next((json.loads(line.removeprefix(mark)) for line in lines if line.startswith(mark)), None)
+
+
 def end_orphans(folder):
     """Cancel what a killed Snakemake left in Slurm's queue, for who holds the run's lock now.
 
@@ -114,12 +127,11 @@ def end_orphans(folder):
     Raises:
         RuntimeError: they do not end.
     """
-    plan = Path(folder) / PLAN
-    if not plan.exists() or not shutil.which("scancel"):
+    if not shutil.which("scancel"):
         return []
     try:
-        said = Path(json.loads(plan.read_text())["snakemake_log"]).read_text(errors="replace")
-    except OSError:
+        said = Path(read_plan(folder)["snakemake_log"]).read_text(errors="replace")
+    except OSError:  # it has never started, or Snakemake's log is gone
         return []
     # the executor gives all its jobs one name and says it
     names = [name for name in sorted(set(RUN_NAME.findall(said))) if _in_queue(name)]

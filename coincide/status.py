@@ -4,7 +4,6 @@ What is to be done stands in the run's plan, what was done in the logs (`coincid
 is asked but, for a job that died without a word, what Slurm wrote about it.
 """
 
-import json
 import re
 import shutil
 import subprocess
@@ -16,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from coincide.jobs import holder
-from coincide.plan import PLAN, attempts
+from coincide.plan import PLAN, attempts, read_plan
 
 SLURM_LOGS = ".snakemake/slurm_logs"
 # what Slurm says, in its log of a job or as a state of sacct, in words
@@ -49,13 +48,15 @@ def cause(attempt, slurm_logs=SLURM_LOGS):
     text, log = _slurm_log(attempt.slurm, slurm_logs)
     if attempt.state == "failed":
         return ("out of memory" if MEMORY_ERRORS.search(attempt.last_line) else "its own error"), log
-    for said in (text, _sacct(attempt.slurm)):
-        for pattern, words in CAUSES.items():
-            if re.search(pattern, said):
-                return words, log
+    if words := _in_words(text) or _in_words(_sacct(attempt.slurm)):
+        return words, log
     if attempt.state == "terminated":
         return "cancelled or over its time (it was sent SIGTERM)", log
     return f"killed without a word on {attempt.host}: out of memory, node failure or SIGKILL", log
+
+
+def _in_words(said):
+    return next((words for pattern, words in CAUSES.items() if re.search(pattern, said)), None)
 
 
 def stages(jobs, tried, states):
@@ -104,7 +105,7 @@ def status(folder, slurm_logs=SLURM_LOGS):
     Raises:
         FileNotFoundError: no plan: the run has never started.
     """
-    plan = json.loads((Path(folder) / PLAN).read_text())
+    plan = read_plan(folder)
     jobs = [job for job in plan["jobs"] if job["log"]]
     tried = [attempts(job["log"]) for job in jobs]
     states = [job_state(job, mine, plan["written"]) for job, mine in zip(jobs, tried)]
