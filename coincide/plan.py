@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coincide.jobs import ENDED, HEARTBEAT, STARTED
+from coincide.progress import rate_and_left
 from coincide.tables import write_json
 
 PLAN = "plan.json"
 SILENT = 6 * HEARTBEAT  # seconds after which a job that does not touch its log counts as dead
-PROGRESS = re.compile(r"^.+: ([\d,]+) of ([\d,]+) (\w+), ([\d,.]+)/s, ([\d:]+|\?) left$")
 RUN_NAME = re.compile(r"^SLURM run ID: (\S*[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})$", re.MULTILINE)
 CANCELLED_WITHIN = 120  # seconds
 
@@ -95,10 +95,7 @@ def _attempt(log):
     if start is None:
         return None
     lines = [line for line in lines if line.strip() and not line.startswith((STARTED, ENDED))]
-    rate = left = None
-    if progress := next((m for m in map(PROGRESS.match, reversed(lines)) if m), None):
-        done, total, rate = (float(progress[i].replace(",", "")) for i in (1, 2, 4))
-        left = (total - done) / rate if rate else None
+    rate, left = next(filter(None, map(rate_and_left, reversed(lines))), (None, None))
     if end:
         state, seconds = end["state"], end["seconds"]
     else:

@@ -1,11 +1,13 @@
 """Progress of long work: a bar on a terminal, a line every few seconds in a job's log."""
 
+import re
 import sys
 import time
 
 from tqdm import tqdm
 
 SECONDS_BETWEEN_LINES = 5
+LINE = re.compile(r"^.+: ([\d,]+) of ([\d,]+) \w+, ([\d,.]+)/s, (?:[\d:]+|\?) left$")  # as `update` prints it
 
 
 class Progress:
@@ -45,3 +47,11 @@ class Progress:
         """End the bar."""
         if self.bar is not None:
             self.bar.close()
+
+
+def rate_and_left(line):
+    """Units a second and seconds left (None where the rate is 0) by a line that `Progress` printed; None for others."""
+    if not (found := LINE.match(line)):
+        return None
+    done, total, rate = (float(number.replace(",", "")) for number in found.groups())
+    return rate, (total - done) / rate if rate else None
