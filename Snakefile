@@ -2,14 +2,17 @@
 #
 # What a run writes lies under results/<run>/ (docs/artefacts.md lists it); what the default config
 # builds for itself (dataset and small models) under resources/. One file of rules/ is one stage.
+# A config may list several runs; what they have in common is made by the first of them.
 import sys
 
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version
 
-from coincide.config import ConfigError, check_config
-from coincide.jobs import RunIsLocked, hold_run
-from coincide.plan import end_orphans, write_plan
+from coincide.config import ConfigError, check_runs
+from coincide.jobs import RunIsLocked, hold_run, offer_package
+from coincide.plan import end_orphans, write_plans
+from coincide.runs import PICKS_OF, STAGES, Runs
+from coincide.status import outcome
 
 min_version("9.0")
 
@@ -18,17 +21,22 @@ configfile: "config.yaml"
 
 
 try:
-    cfg = check_config(config)
+    # jobs read this file again; what the config names was looked at before they were started
+    runs = Runs(check_runs(config, files=workflow.is_main_process))
 except ConfigError as error:
     raise WorkflowError(str(error))
-# Scripts read settings that do not change results (batch size, device) from here, defaults filled
-# in; what does change results is a rule's params, so that a new value runs the rule again.
+# Scripts read settings that do not change results (batch size, device) from here, by run, defaults
+# filled in; what does change results is a rule's params, so that a new value runs the rule again.
 config.clear()
-config.update(cfg.model_dump())
+config.update({run: runs.configs[run].model_dump() for run in runs})
+# Jobs in an environment of their own (conda, modules) find this package, too.
+offer_package(workflow.basedir)
 
 
 wildcard_constraints:
+    run=r"[A-Za-z0-9][A-Za-z0-9._-]*",
     shard=r"\d{5}",
+    cluster_group=r"\d{3}",
     fraction=r"[0-9.e-]+",
     method=r"[a-z0-9_]+",
     seed=r"\d+",
@@ -51,7 +59,7 @@ localrules:
 rule all:
     default_target: True
     input:
-        f"{RUN}/report.html",
+        expand("results/{run}/report.html", run=runs),
 
 
 include: "rules/dataset.smk"
@@ -65,29 +73,28 @@ include: "rules/report.smk"
 
 onstart:
     # Snakemake's own lock outlives a killed run; this one ends with the process.
+    folders = {f"results/{run}": runs.shared(run) for run in runs}
     try:
-        hold_run(RUN)
+        for folder in [*sorted(folders), *["resources"] * builds_resources()]:
+            hold_run(folder)
     except RunIsLocked as error:
         raise WorkflowError(str(error))
-    for name in end_orphans(RUN):
-        print(
-            f"cancelled the Slurm jobs that a killed run left behind ({name})",
-            file=sys.stderr,
-        )
-    write_plan(
-        RUN,
-        [
-            (
-                job.rule.name,
-                job.log[0] if job.log else "",
-                job.output,
-                workflow.dag.needrun(job),
+    for folder in folders:
+        for name in end_orphans(folder):
+            print(
+                f"cancelled the Slurm jobs that a killed run left behind ({name})",
+                file=sys.stderr,
             )
-            for job in workflow.dag.jobs
-        ],
-        next(iter(log), ""),
-    )
+    write_plans(folders, *jobs_and_needs(), next(iter(log), ""))
 
 
 onsuccess:
-    shell("test ! -f {RUN}/summary.md || cat {RUN}/summary.md")
+    shell(
+        "cat {} 2>/dev/null || true".format(
+            " ".join(f"results/{run}/summary.md" for run in runs)
+        )
+    )
+
+
+onerror:
+    print(*(outcome(f"results/{run}") for run in runs), sep="\n", file=sys.stderr)

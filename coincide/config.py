@@ -5,8 +5,9 @@
 
 import json
 import re
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError, model_validator
 
@@ -23,7 +24,15 @@ Device = Literal["auto", "cpu", "cuda"]
 
 
 class ConfigError(ValueError):
-    """A config that cannot be run; the message names each key and the mend."""
+    """A config that cannot be run; the message names each key and the mend.
+
+    Args:
+        problems: list of lines, one a wrong key.
+    """
+
+    def __init__(self, problems):
+        super().__init__("the config cannot be used:\n" + "\n".join(f"  {p}" for p in problems))
+        self.problems = problems
 
 
 class Section(BaseModel):
@@ -58,6 +67,9 @@ class MiniMix(Section):
 
 class Training(Section):
     """How a model is trained."""
+
+    # what changes no result: a trained model stays when one of these changes
+    OPERATIONAL: ClassVar = {"device", "save_every", "loader_workers", "processes", "nodes"}
 
     epochs: Positive = 1.0
     batch_size: Count = Field(16, description="samples a step, of all processes together")
@@ -195,16 +207,43 @@ class Evaluation(Section):
     groups: list[TaskGroup] = Field(min_length=1, description="each is one job a model")
     include_path: StrictStr | None = Field(None, description="folder of further lmms-eval task files")
     backend: StrictStr = Field("coincide", description="lmms-eval model class: coincide (batched), or one of its own")
+    python: StrictStr | None = Field(
+        None, description="Python of another environment that has lmms-eval; null: the workflow's own"
+    )
     batch_size: Count = 32
     device: Device = "auto"
     dtype: Dtype = "float32"
     limit: Count | None = Field(None, description="first questions of each task alone, for a look")
 
 
+class Modules(Section):
+    """Environment modules that the stages load, with Snakemake's option `--sdm env-modules`."""
+
+    dataset: list[StrictStr] = []
+    extract: list[StrictStr] = []
+    select: list[StrictStr] = []
+    finetune: list[StrictStr] = []
+    evaluate: list[StrictStr] = []
+    report: list[StrictStr] = []
+
+
+class Run(Section):
+    """One of several runs: its name, and where it differs from what stands at the top of the config."""
+
+    run: Name = Field(description="results go to results/<run>/")
+    dataset: dict[str, Any] = {}
+    reference_model: dict[str, Any] = {}
+    clustering: dict[str, Any] = {}
+    selection: dict[str, Any] = {}
+    target_model: dict[str, Any] = {}
+    evaluation: dict[str, Any] = {}
+
+
 class Config(Section):
     """A whole run."""
 
     run: Name = Field(description="results go to results/<run>/")
+    runs: list[Run] = Field([], description="several runs in place of one; what they have in common is computed once")
     dataset: Dataset
     reference_model: ReferenceModel
     clustering: Clustering
@@ -213,6 +252,7 @@ class Config(Section):
     evaluation: Evaluation
     mini_mix: MiniMix = MiniMix()
     built_models: dict[Literal["reference", "target"], BuiltModel] = {}
+    modules: Modules = Modules()
 
     @model_validator(mode="after")
     def _seeds_once(self):
@@ -232,11 +272,59 @@ MINI_MIX = "resources/mini-mix"
 BUILT_MODELS = {f"resources/models/{name}": name for name in ("reference", "target")}
 
 
-def check_config(values):
-    """Check a config and fill in its defaults.
+def check_runs(values, *, files=True):
+    """Check a config that may list several runs.
+
+    A run of `runs` is the rest of the config with the run's own settings laid over it: mappings are
+    merged, anything else is replaced.
 
     Args:
         values: the config as YAML gives it.
+        files: look at the files it names, too.
+
+    Returns:
+        dict of run -> Config, in the order of the config.
+
+    Raises:
+        ConfigError: one message with every wrong key of every run.
+    """
+    if not values.get("runs"):
+        config = check_config({**values, "runs": []}, files=files)
+        return {config.run: config}
+    common = {key: value for key, value in values.items() if key != "runs"}
+    configs, problems = {}, []
+    for i, own in enumerate(values["runs"]):
+        try:
+            run = Run.model_validate(own)
+            config = check_config(_laid_over(common, own), files=files)
+        except ValidationError as error:
+            problems += [f"runs[{i}].{_line(e, Run)}" for e in error.errors()]
+            continue
+        except ConfigError as error:
+            problems += [f"runs[{i}] ({run.run}): {line}" for line in error.problems]
+            continue
+        if config.run in configs:
+            problems.append(f"runs[{i}].run: {config.run} stands there twice; give it a name of its own")
+        configs[config.run] = config
+    if problems:
+        raise ConfigError(problems)
+    return configs
+
+
+def _laid_over(values, own):
+    merged = dict(values)
+    for key, value in own.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _laid_over(merged[key], value) if both else value
+    return merged
+
+
+def check_config(values, *, files=True):
+    """Check the config of one run and fill in its defaults.
+
+    Args:
+        values: the config as YAML gives it.
+        files: look at the files it names, too.
 
     Returns:
         Config.
@@ -247,17 +335,14 @@ def check_config(values):
     try:
         config = Config.model_validate(values)
     except ValidationError as error:
-        lines = [_line(e, values) for e in error.errors()]
-        raise ConfigError(
-            "the config cannot be used:\n" + "\n".join(f"  {line}" for line in dict.fromkeys(lines))
-        ) from None
-    problems = [*_paths(config), *_layers(config), *_sizes(config)]
+        raise ConfigError(list(dict.fromkeys(_line(e, Config) for e in error.errors()))) from None
+    problems = [*_paths(config), *_layers(config), *_sizes(config)] if files else []
     if problems:
-        raise ConfigError("the config cannot be used:\n" + "\n".join(f"  {p}" for p in problems))
+        raise ConfigError(problems)
     return config
 
 
-def _line(error, values):
+def _line(error, model):
     location = [
         part
         for part in error["loc"]
@@ -265,7 +350,7 @@ def _line(error, values):
     ]
     key = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in location).lstrip(".")
     if error["type"] == "extra_forbidden":
-        known = _known_keys(location[:-1])
+        known = _known_keys(model, location[:-1])
         return f"{key}: unknown key; remove it, or did you mean one of: {', '.join(known)}?"
     if error["type"] == "missing":
         return f"{key}: missing; add it"
@@ -275,8 +360,7 @@ def _line(error, values):
     return f"{key}: {message}{got}" if key else message
 
 
-def _known_keys(location):
-    model = Config
+def _known_keys(model, location):
     for part in location:
         if not isinstance(part, str) or part not in getattr(model, "model_fields", {}):
             continue
@@ -299,6 +383,8 @@ def _paths(config):
             yield f"{key}.name: {model.name} is built by the workflow, but built_models.{built} is missing; add it"
         if not built and model.name.startswith(("/", "./", "../", "resources/")) and not Path(model.name).is_dir():
             yield f"{key}.name: the folder {model.name} does not exist; give a folder or a hub name"
+    if config.evaluation.python and not Path(config.evaluation.python).is_file():
+        yield f"evaluation.python: {config.evaluation.python} does not exist; give the path of a Python, or null"
     if config.evaluation.include_path and not Path(config.evaluation.include_path).is_dir():
         yield f"evaluation.include_path: the folder {config.evaluation.include_path} does not exist"
 
@@ -334,6 +420,7 @@ def _sizes(config):
             yield f"selection.fractions: {fraction} of {n} samples keeps none; take at least {1 / n:.2g}"
 
 
+@cache
 def _count_conversations(path):
     """Number of samples in a LLaVA JSON file, by its keys: an upper bound, found without parsing gigabytes."""
     count, tail = 0, b""

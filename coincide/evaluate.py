@@ -15,7 +15,20 @@ from coincide.results import EvaluationError, read_scores
 log = logging.getLogger(__name__)
 
 
-def evaluate(model, tasks, *, output, backend, batch_size, device, dtype, include_path=None, limit=None, scratch=None):
+def evaluate(
+    model,
+    tasks,
+    *,
+    output,
+    backend,
+    batch_size,
+    device,
+    dtype,
+    python=None,
+    include_path=None,
+    limit=None,
+    scratch=None,
+):
     """Run lmms-eval's command line on a model and keep what it writes.
 
     Args:
@@ -25,6 +38,7 @@ def evaluate(model, tasks, *, output, backend, batch_size, device, dtype, includ
         backend: lmms-eval's name of the model class: "coincide" (batched) or its own "llava_hf".
         batch_size: questions a batch; llava_hf takes 1 only.
         device, dtype: as in the config.
+        python: Python of another environment that has lmms-eval; this one's if None.
         include_path: folder of further task files.
         limit: first questions of each task alone, for a look.
         scratch: folder for temporary files.
@@ -37,7 +51,7 @@ def evaluate(model, tasks, *, output, backend, batch_size, device, dtype, includ
             model = _merged(model, dtype, Path(folder) / "merged")
         device = pick_device(device)
         arguments = f"pretrained={model},device={device},device_map={device},dtype={dtype}"
-        command = [sys.executable, "-m", "lmms_eval", "--model", backend, "--model_args", arguments]
+        command = [python or sys.executable, "-m", "lmms_eval", "--model", backend, "--model_args", arguments]
         command += ["--tasks", ",".join(tasks), "--batch_size", str(batch_size)]
         command += ["--output_path", folder, "--log_samples"]
         command += ["--include_path", str(include_path)] if include_path else []

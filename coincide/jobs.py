@@ -64,6 +64,12 @@ def holder(folder):
     return None
 
 
+def offer_package(folder):
+    """Let Python programs that this process starts import what is in a folder, whatever their environment."""
+    before = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([str(folder), *filter(None, before)]))
+
+
 def start(log, threads):
     """Prepare a job: output goes to its log, threads are bounded, and it ends with its workflow.
 

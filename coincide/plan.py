@@ -54,24 +54,34 @@ class Attempt:
     log: Path
 
 
-def write_plan(folder, jobs, snakemake_log):
-    """Write what a run is going to do.
+def write_plans(folders, jobs, needs, snakemake_log):
+    """Write what each run is going to do: its own jobs, and those whose results it needs.
 
     Args:
-        folder: of the run.
-        jobs: (rule, log, outputs, to_run) of each job.
+        folders: dict of a run's folder -> what others make for it (`Runs.shared`).
+        jobs: (rule, log, outputs, to_run) of each job of all runs.
+        needs: for each job, the numbers of the jobs it needs.
         snakemake_log: Snakemake's own log of this start.
     """
-    rows = [
-        {"rule": rule, "log": str(log), "outputs": [str(o) for o in outputs], "to_run": bool(to_run)}
-        for rule, log, outputs, to_run in jobs
-    ]
-    plan = {"written": time.time(), "snakemake_log": str(snakemake_log), "jobs": rows}
-    write_json(plan, Path(folder) / PLAN)
+    for folder, shared in folders.items():
+        wanted, new = set(), {i for i, job in enumerate(jobs) if _writes_into(folder, job)}
+        while new:
+            wanted |= new
+            new = {before for i in new for before in needs[i]} - wanted
+        rows = [
+            {"rule": rule, "log": str(log), "outputs": [str(o) for o in outputs], "to_run": bool(to_run)}
+            for rule, log, outputs, to_run in (jobs[i] for i in sorted(wanted))
+        ]
+        plan = {"written": time.time(), "snakemake_log": str(snakemake_log), "shared": shared, "jobs": rows}
+        write_json(plan, Path(folder) / PLAN)
+
+
+def _writes_into(folder, job):
+    return any(Path(output).is_relative_to(folder) for output in job[2])
 
 
 def read_plan(folder):
-    """The plan of a run's last start: dict of written, snakemake_log and jobs.
+    """The plan of a run's last start: dict of written, snakemake_log, shared and jobs.
 
     Raises:
         FileNotFoundError: the run has never started.

@@ -32,6 +32,7 @@ def write_report(
     images,
     figures,
     benchmarks,
+    shared,
     settings,
 ):
     """Write the report.
@@ -43,7 +44,8 @@ def write_report(
         records: the dataset's records; their text is escaped.
         images: folder that image names are relative to.
         figures: dict of name -> SVG file.
-        benchmarks: folder of Snakemake's benchmark files.
+        benchmarks: folders of Snakemake's benchmark files.
+        shared: dict of folder -> stages that another run made there for this one.
         settings: the config.
     """
     environment = Environment(loader=PackageLoader("coincide"), autoescape=select_autoescape(default=True))
@@ -56,6 +58,7 @@ def write_report(
         rejected_rows=rejected.head(20).to_dict("records"),
         figures={name: _data_url(Path(file).read_bytes(), "image/svg+xml") for name, file in figures.items()},
         stages=stage_times(benchmarks),
+        shared=shared,
         strips=_strips(manifest, clusters, cluster_stats, coreset, records, images),
         kept=len(coreset),
         settings=yaml.safe_dump(settings, sort_keys=False, allow_unicode=True),
@@ -64,7 +67,7 @@ def write_report(
         part.write_text(page, encoding="utf-8")
 
 
-def stage_times(folder):
+def stage_times(folders):
     """Seconds and peak memory of each stage, from Snakemake's benchmark files.
 
     Returns:
@@ -72,7 +75,7 @@ def stage_times(folder):
         share (of the sum of all stages).
     """
     rows = []
-    for file in sorted(Path(folder).rglob("*.tsv")):
+    for folder, file in ((f, file) for f in folders for file in sorted(Path(f).rglob("*.tsv"))):
         table = pd.read_csv(file, sep="\t", na_values=["-", "NA"])
         stage = file.relative_to(folder).parts[0].removesuffix(".tsv")
         rows.append({"stage": stage, "seconds": table["s"].iloc[-1], "memory": table["max_rss"].iloc[-1]})

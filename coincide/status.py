@@ -105,10 +105,7 @@ def status(folder, slurm_logs=SLURM_LOGS):
     Raises:
         FileNotFoundError: no plan: the run has never started.
     """
-    plan = read_plan(folder)
-    jobs = [job for job in plan["jobs"] if job["log"]]
-    tried = [attempts(job["log"]) for job in jobs]
-    states = [job_state(job, mine, plan["written"]) for job, mine in zip(jobs, tried)]
+    plan, jobs, tried, states = _compared(folder)
     who, counts = holder(folder), Counter(states)
     under_way = f"under way: {who}" if who else "no process works on it"
     lines = [f"{folder}: {under_way}; {counts['done']} of {len(jobs)} jobs done", ""]
@@ -124,6 +121,7 @@ def status(folder, slurm_logs=SLURM_LOGS):
         "",
         f"GPU-hours so far, lost attempts included: {table['gpu_hours'].sum():.2f}",
     ]
+    lines += [f"made and kept in {other}: {', '.join(made)}" for other, made in plan["shared"].items()]
     for job, mine, state in zip(jobs, tried, states):
         if state != "failed":
             continue
@@ -132,6 +130,31 @@ def status(folder, slurm_logs=SLURM_LOGS):
         lines += [f"  last line: {mine[-1].last_line[:300]}", f"  log: {mine[-1].log}"]
         lines += [f"  Slurm's log: {log}"] if log else []
     return "\n".join(lines)
+
+
+def _compared(folder):
+    """The plan, its jobs, the attempts at each and its state."""
+    plan = read_plan(folder)
+    jobs = [job for job in plan["jobs"] if job["log"]]
+    tried = [attempts(job["log"]) for job in jobs]
+    return plan, jobs, tried, [job_state(job, mine, plan["written"]) for job, mine in zip(jobs, tried)]
+
+
+def outcome(folder):
+    """One line on how a run ended: done, or what failed and why."""
+    try:
+        _, jobs, tried, states = _compared(folder)
+    except FileNotFoundError:
+        return f"{folder}: not started"
+    if set(states) <= {"done"}:
+        return f"{folder}: done"
+    failed = [
+        f"{job['rule']} ({Path(job['log']).stem}): {cause(mine[-1])[0]}, {mine[-1].last_line[:200]}"
+        for job, mine, state in zip(jobs, tried, states)
+        if state == "failed"
+    ]
+    what = "; ".join(failed) if failed else "ended early"
+    return f"{folder}: FAILED, {Counter(states)['done']} of {len(jobs)} jobs done: {what}"
 
 
 def main(arguments):

@@ -3,50 +3,50 @@
 
 rule activations:
     input:
-        samples=f"{RUN}/shards/shard-{{shard}}.jsonl",
-        images=ancient(cfg.dataset.images),
-        model=model_files(cfg.reference_model.name),
+        shards=made_by("shards", "shards"),
+        images=given_once("dataset.images"),
+        model=model_files("reference_model"),
     output:
-        activations=f"{RUN}/activations/shard-{{shard}}.parquet",
-        rejected=f"{RUN}/activations/shard-{{shard}}.rejected.parquet",
+        activations="results/{run}/activations/shard-{shard}.parquet",
+        rejected="results/{run}/activations/shard-{shard}.rejected.parquet",
     log:
-        f"{RUN}/logs/activations/{{shard}}.log",
+        "results/{run}/logs/activations/{shard}.log",
     benchmark:
-        f"{RUN}/benchmarks/activations/{{shard}}.tsv"
+        "results/{run}/benchmarks/activations/{shard}.tsv"
     conda:
         "../envs/extract.yaml"
+    envmodules:
+        *MODULES.extract,
     threads: share_of_cores
     params:
-        model=lambda wildcards: cfg.reference_model.name,
-        load=load_options(cfg.reference_model),
-        layers=cfg.reference_model.layers,
-        dtype=cfg.reference_model.dtype,
-        max_tokens=cfg.reference_model.max_tokens,
+        **settings("activations"),
     script:
         "../workflow_scripts/activations.py"
 
 
 rule merge:
     input:
-        manifest=f"{RUN}/samples/manifest.parquet",
-        rejected=f"{RUN}/samples/rejected.parquet",
-        shards=expand(f"{RUN}/activations/shard-{{shard}}.parquet", shard=SHARDS),
-        shards_rejected=expand(
-            f"{RUN}/activations/shard-{{shard}}.rejected.parquet", shard=SHARDS
+        manifest=made_by("manifest", "samples/manifest.parquet"),
+        rejected=made_by("manifest", "samples/rejected.parquet"),
+        shards=made_by("activations", "activations/shard-{shard}.parquet", shard=shards),
+        shards_rejected=made_by(
+            "activations", "activations/shard-{shard}.rejected.parquet", shard=shards
         ),
     output:
-        activations=directory(f"{RUN}/activations.parquet"),
-        manifest=f"{RUN}/manifest.parquet",
-        rejected=f"{RUN}/rejected.parquet",
+        activations=directory("results/{run}/activations.parquet"),
+        manifest="results/{run}/manifest.parquet",
+        rejected="results/{run}/rejected.parquet",
     log:
-        f"{RUN}/logs/merge.log",
+        "results/{run}/logs/merge.log",
     benchmark:
-        f"{RUN}/benchmarks/merge.tsv"
+        "results/{run}/benchmarks/merge.tsv"
     # a shard that it moves aside has to be computed first
     retries: 0
     conda:
         "../envs/extract.yaml"
+    envmodules:
+        *MODULES.extract,
     params:
-        max_rejected=cfg.dataset.max_rejected,
+        **settings("merge"),
     script:
         "../workflow_scripts/merge.py"

@@ -1,42 +1,129 @@
-# Paths and lookups that several stages use.
-from coincide.budget import total_budget
+# Paths and lookups that several stages use. Lists and values are those of the run at hand.
 from coincide.config import BUILT_MODELS, MINI_MIX
 
-RUN = f"results/{cfg.run}"
-SHARDS = [f"{shard:05d}" for shard in range(cfg.dataset.shards)]
-FRACTIONS = [f"{fraction:g}" for fraction in cfg.selection.fractions]
-CLUSTER_GROUPS = [f"{group:03d}" for group in range(cfg.selection.cluster_groups)]
-CHECKPOINTS = f"{RUN}/checkpoints"
+ANY_RUN = next(iter(runs.configs.values()))  # for the sections that runs have in common
+MODULES = ANY_RUN.modules
 
 
-def model_files(name):
-    """What must be there before a model can be loaded: its folder, or nothing for a hub name."""
-    if name in BUILT_MODELS:
-        return [name]
-    return [ancient(name)] if os.path.isdir(name) else []
+def setting(name):
+    """A setting by its dotted name."""
+    return lambda wildcards: runs.setting(wildcards.run, name)
 
 
-def load_options(model):
-    """How a model is loaded; part of the params of each rule that loads it."""
-    return {
-        "revision": model.revision,
-        "trust_remote_code": model.trust_remote_code,
-    }
+def settings(stage):
+    """The settings that a stage's results depend on, for its params."""
+    return {name.split(".")[-1]: setting(name) for name in STAGES[stage].settings}
 
 
-def selections():
-    """(method, fraction) of every coreset that is finetuned on."""
-    chosen = [(m, f) for m in cfg.selection.methods for f in FRACTIONS]
-    return chosen + [("full", "1")] * cfg.target_model.full
+def given(name):
+    """A file or folder of the user's by the dotted name of its setting."""
+    return lambda wildcards: runs.setting(wildcards.run, name)
 
 
-def finetuned(pattern):
-    """`pattern` for every target, method, fraction and seed of the config."""
+def given_once(name):
+    """The same for a folder whose time says nothing of what is in it."""
+    return lambda wildcards: ancient(runs.setting(wildcards.run, name))
+
+
+def made_by(stage, pattern, **values):
+    """A stage's file, where the run that makes it keeps it; one for each of `values(run)` of a wildcard."""
+
+    def paths(wildcards):
+        method, group = wildcards.get("method"), wildcards.get("group")
+        folder = runs.folder(wildcards.run, stage, method=method, group=group)
+        every = {name: of(wildcards.run) for name, of in values.items()}
+        found = expand(f"{folder}/{pattern}", **{**wildcards, **every})
+        return found if values else found[0]
+
+    return paths
+
+
+def shards(run):
+    return [f"{shard:05d}" for shard in range(runs.setting(run, "dataset.shards"))]
+
+
+def cluster_groups(run):
     return [
-        pattern.format(target=cfg.target_model.label, method=m, fraction=f, seed=seed)
-        for m, f in selections()
-        for seed in cfg.target_model.seeds
+        f"{group:03d}" for group in range(runs.setting(run, "selection.cluster_groups"))
     ]
+
+
+def fractions(run):
+    return [f"{fraction:g}" for fraction in runs.setting(run, "selection.fractions")]
+
+
+def selections(run):
+    """(method, fraction) of every coreset that is finetuned on."""
+    chosen = [
+        (m, f) for m in runs.setting(run, "selection.methods") for f in fractions(run)
+    ]
+    return chosen + [("full", "1")] * runs.setting(run, "target_model.full")
+
+
+def coresets(run, name):
+    """A file of every coreset that is finetuned on."""
+    return [
+        f"{runs.folder(run, 'coreset', method=m)}/coresets/{m}/{f}/{name}"
+        for m, f in selections(run)
+    ]
+
+
+def models(run):
+    """Every finetuned model."""
+    label = runs.setting(run, "target_model.label")
+    return [
+        f"{runs.folder(run, 'finetune_model', method=m)}/models/{label}/{m}/{f}/{seed}"
+        for m, f in selections(run)
+        for seed in runs.setting(run, "target_model.seeds")
+    ]
+
+
+def evaluations(run):
+    """The results of every finetuned model on every group of tasks."""
+    label = runs.setting(run, "target_model.label")
+    found = []
+    for group in [g.name for g in runs.configs[run].evaluation.groups]:
+        for method, fraction in selections(run):
+            folder = runs.folder(run, "evaluate_model", method=method, group=group)
+            found += expand(
+                f"{folder}/evaluations/{label}/{method}/{fraction}/{{seed}}/{group}/results.json",
+                seed=runs.setting(run, "target_model.seeds"),
+            )
+    return found
+
+
+def model_files(section):
+    """What must be there before a model can be loaded: its folder, or nothing for a hub name."""
+
+    def files(wildcards):
+        name = runs.setting(wildcards.run, f"{section}.name")
+        if name in BUILT_MODELS:
+            return [name]
+        return [ancient(name)] if os.path.isdir(name) else []
+
+    return files
+
+
+def mini_mix_tasks(wildcards):
+    """The questions that the rule mini_mix writes, for groups with a task that asks them."""
+    tasks = runs.tasks(wildcards.run, wildcards.group)
+    asked = any(task.startswith("mini_mix") for task in tasks)
+    return f"{MINI_MIX}/evaluation" if asked else []
+
+
+def built_model_settings(name):
+    """How a small model of the workflow's own is built; the same in all runs."""
+    return ANY_RUN.built_models[name].model_dump()
+
+
+def benchmark_folders(run):
+    """Where the times of a run's own jobs stand, and of what was built for it."""
+    own = [
+        runs.setting(run, f"{model}.name")
+        for model in ("reference_model", "target_model")
+    ]
+    built = any(name in BUILT_MODELS for name in own)
+    return [f"results/{run}/benchmarks", *["resources/benchmarks"] * built]
 
 
 def share_of_cores(wildcards):
@@ -44,11 +131,28 @@ def share_of_cores(wildcards):
     return max(1, (workflow.cores or 2) // 2)
 
 
-TASKS = {group.name: group.tasks for group in cfg.evaluation.groups}
-
-
-def uses_mini_mix_tasks():
-    """Whether an evaluation task reads the data that the rule mini_mix writes."""
+def builds_resources():
+    """Whether this start writes files that runs of other configs may share."""
     return any(
-        task.startswith("mini_mix") for tasks in TASKS.values() for task in tasks
+        str(path).startswith("resources/")
+        for job in workflow.dag.needrun_jobs()
+        for path in job.output
     )
+
+
+def jobs_and_needs():
+    """Every job as the plan wants it, and for each the numbers of the jobs that it needs."""
+    jobs = list(workflow.dag.jobs)
+    number = {job: i for i, job in enumerate(jobs)}
+    rows = [
+        (job.rule.name, next(iter(job.log), ""), job.output, workflow.dag.needrun(job))
+        for job in jobs
+    ]
+    return rows, [
+        [
+            number[before]
+            for before in workflow.dag.dependencies[job]
+            if before in number
+        ]
+        for job in jobs
+    ]

@@ -8,51 +8,56 @@ rule mini_mix:
         images=directory(f"{MINI_MIX}/images"),
         evaluation=directory(f"{MINI_MIX}/evaluation"),
     log:
-        f"{RUN}/logs/mini_mix.log",
+        "resources/logs/mini_mix.log",
     benchmark:
-        f"{RUN}/benchmarks/mini_mix.tsv"
+        "resources/benchmarks/mini_mix.tsv"
     conda:
         "../envs/dataset.yaml"
+    envmodules:
+        *MODULES.dataset,
     params:
-        size=cfg.mini_mix.model_dump(),
+        size=ANY_RUN.mini_mix.model_dump(),
     script:
         "../workflow_scripts/mini_mix.py"
 
 
 rule manifest:
     input:
-        annotations=cfg.dataset.annotations,
-        images=ancient(cfg.dataset.images),
+        annotations=given("dataset.annotations"),
+        images=given_once("dataset.images"),
     output:
-        manifest=f"{RUN}/samples/manifest.parquet",
-        rejected=f"{RUN}/samples/rejected.parquet",
+        manifest="results/{run}/samples/manifest.parquet",
+        rejected="results/{run}/samples/rejected.parquet",
     log:
-        f"{RUN}/logs/manifest.log",
+        "results/{run}/logs/manifest.log",
     benchmark:
-        f"{RUN}/benchmarks/manifest.tsv"
+        "results/{run}/benchmarks/manifest.tsv"
     conda:
         "../envs/dataset.yaml"
+    envmodules:
+        *MODULES.dataset,
     threads: share_of_cores
     params:
-        shards=cfg.dataset.shards,
-        duplicate_ids=cfg.dataset.duplicate_ids,
-        decode_images=cfg.dataset.decode_images,
-        max_rejected=cfg.dataset.max_rejected,
+        **settings("manifest"),
     script:
         "../workflow_scripts/manifest.py"
 
 
 rule shards:
     input:
-        annotations=cfg.dataset.annotations,
-        manifest=f"{RUN}/samples/manifest.parquet",
+        annotations=given("dataset.annotations"),
+        manifest=made_by("manifest", "samples/manifest.parquet"),
     output:
-        expand(f"{RUN}/shards/shard-{{shard}}.jsonl", shard=SHARDS),
+        directory("results/{run}/shards"),
     log:
-        f"{RUN}/logs/shards.log",
+        "results/{run}/logs/shards.log",
     benchmark:
-        f"{RUN}/benchmarks/shards.tsv"
+        "results/{run}/benchmarks/shards.tsv"
     conda:
         "../envs/dataset.yaml"
+    envmodules:
+        *MODULES.dataset,
+    params:
+        **settings("shards"),
     script:
         "../workflow_scripts/shards.py"

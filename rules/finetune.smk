@@ -3,29 +3,27 @@
 
 rule finetune_model:
     input:
-        coreset=f"{RUN}/coresets/{{method}}/{{fraction}}/coreset.json",
-        images=ancient(cfg.dataset.images),
-        model=model_files(cfg.target_model.name),
+        coreset=made_by("coreset", "coresets/{method}/{fraction}/coreset.json"),
+        images=given_once("dataset.images"),
+        model=model_files("target_model"),
     output:
-        directory(f"{RUN}/models/{{target}}/{{method}}/{{fraction}}/{{seed}}"),
+        directory("results/{run}/models/{target}/{method}/{fraction}/{seed}"),
     log:
-        f"{RUN}/logs/finetune/{{target}}-{{method}}-{{fraction}}-{{seed}}.log",
+        "results/{run}/logs/finetune/{target}-{method}-{fraction}-{seed}.log",
     benchmark:
-        f"{RUN}/benchmarks/finetune/{{target}}-{{method}}-{{fraction}}-{{seed}}.tsv"
+        "results/{run}/benchmarks/finetune/{target}-{method}-{fraction}-{seed}.tsv"
     conda:
         "../envs/finetune.yaml"
+    envmodules:
+        *MODULES.finetune,
     threads: share_of_cores
     params:
-        model=lambda wildcards: cfg.target_model.name,
-        load=load_options(cfg.target_model),
-        training=cfg.target_model.training.model_dump(
-            exclude={"device", "save_every", "loader_workers", "processes", "nodes"}
-        ),
-        checkpoints=CHECKPOINTS,
+        **settings("finetune_model"),
+        checkpoints="results/{run}/checkpoints",
     script:
         "../workflow_scripts/finetune.py"
 
 
 rule finetune:
     input:
-        finetuned(f"{RUN}/models/{{target}}/{{method}}/{{fraction}}/{{seed}}"),
+        [models(run) for run in runs],

@@ -8,14 +8,16 @@ rule built_model:
     output:
         directory("resources/models/{model}"),
     log:
-        f"{RUN}/logs/built_model/{{model}}.log",
+        "resources/logs/built_model/{model}.log",
     benchmark:
-        f"{RUN}/benchmarks/built_model/{{model}}.tsv"
+        "resources/benchmarks/built_model/{model}.tsv"
     conda:
         "../envs/finetune.yaml"
+    envmodules:
+        *MODULES.finetune,
     threads: share_of_cores
     params:
-        model=lambda wildcards: cfg.built_models[wildcards.model].model_dump(),
+        model=lambda wildcards: built_model_settings(wildcards.model),
         checkpoints="resources/models/.checkpoints",
     script:
         "../workflow_scripts/built_model.py"

@@ -3,102 +3,109 @@
 
 rule summary:
     input:
-        results=rules.evaluate.input,
-        rejected=f"{RUN}/rejected.parquet",
-        manifest=f"{RUN}/manifest.parquet",
+        results=lambda wildcards: evaluations(wildcards.run),
+        rejected=made_by("merge", "rejected.parquet"),
+        manifest=made_by("merge", "manifest.parquet"),
     output:
-        parquet=f"{RUN}/summary.parquet",
+        parquet="results/{run}/summary.parquet",
         csv=report(
-            f"{RUN}/summary.csv",
+            "results/{run}/summary.csv",
             caption="../docs/captions/summary.rst",
             category="Scores",
             labels={"table": "scores and relative performance"},
         ),
-        text=f"{RUN}/summary.md",
+        text="results/{run}/summary.md",
     log:
-        f"{RUN}/logs/summary.log",
+        "results/{run}/logs/summary.log",
     benchmark:
-        f"{RUN}/benchmarks/summary.tsv"
+        "results/{run}/benchmarks/summary.tsv"
     conda:
         "../envs/report.yaml"
+    envmodules:
+        *MODULES.report,
     params:
-        report=f"{RUN}/report.html",
+        report="results/{run}/report.html",
     script:
         "../workflow_scripts/summary.py"
 
 
 rule figures:
     input:
-        summary=f"{RUN}/summary.parquet",
-        cluster_stats=f"{RUN}/cluster_stats.parquet",
-        centroids=f"{RUN}/centroids.parquet",
-        activations=f"{RUN}/activations.parquet",
-        manifest=f"{RUN}/manifest.parquet",
-        coresets=[f"{RUN}/coresets/{m}/{f}/coreset.parquet" for m, f in selections()],
+        summary="results/{run}/summary.parquet",
+        cluster_stats="results/{run}/cluster_stats.parquet",
+        centroids=made_by("clusters", "centroids.parquet"),
+        activations=made_by("merge", "activations.parquet"),
+        manifest=made_by("merge", "manifest.parquet"),
+        coresets=lambda wildcards: coresets(wildcards.run, "coreset.parquet"),
     output:
         performance=report(
-            f"{RUN}/figures/performance.svg",
+            "results/{run}/figures/performance.svg",
             caption="../docs/captions/performance.rst",
             category="Scores",
             labels={"figure": "relative performance against fraction"},
         ),
         budgets=report(
-            f"{RUN}/figures/budgets.svg",
+            "results/{run}/figures/budgets.svg",
             caption="../docs/captions/budgets.rst",
             category="Selection",
             labels={"figure": "cluster sizes against budgets"},
         ),
         sources=report(
-            f"{RUN}/figures/sources.svg",
+            "results/{run}/figures/sources.svg",
             caption="../docs/captions/sources.rst",
             category="Selection",
             labels={"figure": "make-up of the coresets by source"},
         ),
         similarity=report(
-            f"{RUN}/figures/similarity.svg",
+            "results/{run}/figures/similarity.svg",
             caption="../docs/captions/similarity.rst",
             category="Selection",
             labels={"figure": "similarity of the clusters"},
         ),
     log:
-        f"{RUN}/logs/figures.log",
+        "results/{run}/logs/figures.log",
     benchmark:
-        f"{RUN}/benchmarks/figures.tsv"
+        "results/{run}/benchmarks/figures.tsv"
     conda:
         "../envs/report.yaml"
+    envmodules:
+        *MODULES.report,
     params:
-        blocks=cfg.selection.blocks,
-        selections=selections(),
+        blocks=setting("selection.blocks"),
+        selections=lambda wildcards: selections(wildcards.run),
     script:
         "../workflow_scripts/figures.py"
 
 
 rule report:
     input:
-        summary=f"{RUN}/summary.parquet",
-        rejected=f"{RUN}/rejected.parquet",
-        manifest=f"{RUN}/manifest.parquet",
-        clusters=f"{RUN}/clusters.parquet",
-        cluster_stats=f"{RUN}/cluster_stats.parquet",
-        coreset=f"{RUN}/coresets/{selections()[0][0]}/{selections()[0][1]}/coreset.parquet",
-        annotations=cfg.dataset.annotations,
-        images=ancient(cfg.dataset.images),
-        performance=f"{RUN}/figures/performance.svg",
-        budgets=f"{RUN}/figures/budgets.svg",
-        sources=f"{RUN}/figures/sources.svg",
-        similarity=f"{RUN}/figures/similarity.svg",
+        summary="results/{run}/summary.parquet",
+        rejected=made_by("merge", "rejected.parquet"),
+        manifest=made_by("merge", "manifest.parquet"),
+        clusters=made_by("clusters", "clusters.parquet"),
+        cluster_stats="results/{run}/cluster_stats.parquet",
+        coreset=lambda wildcards: coresets(wildcards.run, "coreset.parquet")[0],
+        annotations=given("dataset.annotations"),
+        images=given_once("dataset.images"),
+        performance="results/{run}/figures/performance.svg",
+        budgets="results/{run}/figures/budgets.svg",
+        sources="results/{run}/figures/sources.svg",
+        similarity="results/{run}/figures/similarity.svg",
     output:
         report(
-            f"{RUN}/report.html",
+            "results/{run}/report.html",
             caption="../docs/captions/report.rst",
             category="Report",
             labels={"page": "the whole report"},
         ),
     log:
-        f"{RUN}/logs/report.log",
+        "results/{run}/logs/report.log",
     conda:
         "../envs/report.yaml"
+    envmodules:
+        *MODULES.report,
     params:
-        benchmarks=f"{RUN}/benchmarks",
+        benchmarks=lambda wildcards: benchmark_folders(wildcards.run),
+        shared=lambda wildcards: runs.shared(wildcards.run),
     script:
         "../workflow_scripts/report.py"

@@ -3,199 +3,214 @@
 
 rule clusters:
     input:
-        activations=f"{RUN}/activations.parquet",
+        activations=made_by("merge", "activations.parquet"),
     output:
-        clusters=f"{RUN}/clusters.parquet",
-        centroids=f"{RUN}/centroids.parquet",
+        clusters="results/{run}/clusters.parquet",
+        centroids="results/{run}/centroids.parquet",
     log:
-        f"{RUN}/logs/clusters.log",
+        "results/{run}/logs/clusters.log",
     benchmark:
-        f"{RUN}/benchmarks/clusters.tsv"
+        "results/{run}/benchmarks/clusters.tsv"
     conda:
         "../envs/select.yaml"
+    envmodules:
+        *MODULES.select,
     threads: 64
     params:
-        k=cfg.clustering.k,
-        iterations=cfg.clustering.iterations,
-        seed=cfg.clustering.seed,
-        backend=cfg.clustering.backend,
-        fit_rows=cfg.clustering.fit_rows,
+        **settings("clusters"),
     script:
         "../workflow_scripts/clusters.py"
 
 
 rule transferability:
     input:
-        activations=f"{RUN}/activations.parquet",
-        centroids=f"{RUN}/centroids.parquet",
+        activations=made_by("merge", "activations.parquet"),
+        centroids=made_by("clusters", "centroids.parquet"),
     output:
-        f"{RUN}/transferability.parquet",
+        "results/{run}/transferability.parquet",
     log:
-        f"{RUN}/logs/transferability.log",
+        "results/{run}/logs/transferability.log",
     benchmark:
-        f"{RUN}/benchmarks/transferability.tsv"
+        "results/{run}/benchmarks/transferability.tsv"
     conda:
         "../envs/select.yaml"
+    envmodules:
+        *MODULES.select,
     threads: share_of_cores
     params:
-        blocks=cfg.selection.blocks,
-        exclude_above=cfg.selection.exclude_above,
+        **settings("transferability"),
     script:
         "../workflow_scripts/transferability.py"
 
 
 rule density:
     input:
-        activations=f"{RUN}/activations.parquet",
-        clusters=f"{RUN}/clusters.parquet",
+        activations=made_by("merge", "activations.parquet"),
+        clusters=made_by("clusters", "clusters.parquet"),
     output:
-        f"{RUN}/density/group-{{cluster_group}}.parquet",
+        "results/{run}/density/group-{cluster_group}.parquet",
     log:
-        f"{RUN}/logs/density/{{cluster_group}}.log",
+        "results/{run}/logs/density/{cluster_group}.log",
     benchmark:
-        f"{RUN}/benchmarks/density/{{cluster_group}}.tsv"
+        "results/{run}/benchmarks/density/{cluster_group}.tsv"
     conda:
         "../envs/select.yaml"
+    envmodules:
+        *MODULES.select,
     threads: share_of_cores
     params:
-        gamma=cfg.selection.gamma,
-        cluster_groups=cfg.selection.cluster_groups,
+        **settings("density"),
     script:
         "../workflow_scripts/density.py"
 
 
 rule budget:
     input:
-        centroids=f"{RUN}/centroids.parquet",
-        transferability=f"{RUN}/transferability.parquet",
-        density=expand(
-            f"{RUN}/density/group-{{cluster_group}}.parquet",
-            cluster_group=CLUSTER_GROUPS,
+        centroids=made_by("clusters", "centroids.parquet"),
+        transferability=made_by("transferability", "transferability.parquet"),
+        density=made_by(
+            "density",
+            "density/group-{cluster_group}.parquet",
+            cluster_group=cluster_groups,
         ),
     output:
-        f"{RUN}/coresets/coincide/{{fraction}}/budget.parquet",
+        "results/{run}/coresets/coincide/{fraction}/budget.parquet",
     log:
-        f"{RUN}/logs/budget/{{fraction}}.log",
+        "results/{run}/logs/budget/{fraction}.log",
     benchmark:
-        f"{RUN}/benchmarks/budget/{{fraction}}.tsv"
+        "results/{run}/benchmarks/budget/{fraction}.tsv"
     conda:
         "../envs/select.yaml"
+    envmodules:
+        *MODULES.select,
     params:
-        temperature=cfg.selection.temperature,
+        **settings("budget"),
     script:
         "../workflow_scripts/budget.py"
 
 
 rule picks:
     input:
-        budget=f"{RUN}/coresets/coincide/{{fraction}}/budget.parquet",
-        activations=f"{RUN}/activations.parquet",
-        clusters=f"{RUN}/clusters.parquet",
+        budget=made_by("budget", "coresets/coincide/{fraction}/budget.parquet"),
+        activations=made_by("merge", "activations.parquet"),
+        clusters=made_by("clusters", "clusters.parquet"),
     output:
-        f"{RUN}/coresets/coincide/{{fraction}}/picks/group-{{cluster_group}}.parquet",
+        "results/{run}/coresets/coincide/{fraction}/picks/group-{cluster_group}.parquet",
     log:
-        f"{RUN}/logs/picks/{{fraction}}-{{cluster_group}}.log",
+        "results/{run}/logs/picks/{fraction}-{cluster_group}.log",
     benchmark:
-        f"{RUN}/benchmarks/picks/{{fraction}}-{{cluster_group}}.tsv"
+        "results/{run}/benchmarks/picks/{fraction}-{cluster_group}.tsv"
     conda:
         "../envs/select.yaml"
+    envmodules:
+        *MODULES.select,
     threads: share_of_cores
     params:
-        gamma=cfg.selection.gamma,
-        cluster_groups=cfg.selection.cluster_groups,
+        **settings("picks"),
     script:
         "../workflow_scripts/picks.py"
 
 
 rule ranked_picks:
     input:
-        budget=f"{RUN}/coresets/coincide/{{fraction}}/budget.parquet",
-        clusters=f"{RUN}/clusters.parquet",
-        picks=expand(
-            f"{RUN}/coresets/coincide/{{{{fraction}}}}/picks/group-{{cluster_group}}.parquet",
-            cluster_group=CLUSTER_GROUPS,
+        budget=made_by("budget", "coresets/coincide/{fraction}/budget.parquet"),
+        clusters=made_by("clusters", "clusters.parquet"),
+        picks=made_by(
+            "picks",
+            "coresets/coincide/{fraction}/picks/group-{cluster_group}.parquet",
+            cluster_group=cluster_groups,
         ),
     output:
-        f"{RUN}/coresets/coincide/{{fraction}}/coreset.parquet",
+        "results/{run}/coresets/coincide/{fraction}/coreset.parquet",
     log:
-        f"{RUN}/logs/ranked_picks/{{fraction}}.log",
+        "results/{run}/logs/ranked_picks/{fraction}.log",
     benchmark:
-        f"{RUN}/benchmarks/ranked_picks/{{fraction}}.tsv"
+        "results/{run}/benchmarks/ranked_picks/{fraction}.tsv"
     conda:
         "../envs/select.yaml"
+    envmodules:
+        *MODULES.select,
     script:
         "../workflow_scripts/ranked_picks.py"
 
 
 rule random_picks:
     input:
-        clusters=f"{RUN}/clusters.parquet",
+        clusters=made_by("clusters", "clusters.parquet"),
     output:
-        f"{RUN}/coresets/random/{{fraction}}/coreset.parquet",
+        "results/{run}/coresets/random/{fraction}/coreset.parquet",
     log:
-        f"{RUN}/logs/random/{{fraction}}.log",
+        "results/{run}/logs/random/{fraction}.log",
     benchmark:
-        f"{RUN}/benchmarks/random/{{fraction}}.tsv"
+        "results/{run}/benchmarks/random/{fraction}.tsv"
     conda:
         "../envs/select.yaml"
+    envmodules:
+        *MODULES.select,
     params:
-        seed=cfg.selection.seed,
+        **settings("random_picks"),
     script:
         "../workflow_scripts/random_picks.py"
 
 
 rule full:
     input:
-        clusters=f"{RUN}/clusters.parquet",
+        clusters=made_by("clusters", "clusters.parquet"),
     output:
-        f"{RUN}/coresets/full/1/coreset.parquet",
+        "results/{run}/coresets/full/1/coreset.parquet",
     log:
-        f"{RUN}/logs/full.log",
+        "results/{run}/logs/full.log",
     benchmark:
-        f"{RUN}/benchmarks/full.tsv"
+        "results/{run}/benchmarks/full.tsv"
     conda:
         "../envs/select.yaml"
+    envmodules:
+        *MODULES.select,
     script:
         "../workflow_scripts/full.py"
 
 
 rule coreset:
     input:
-        coreset=f"{RUN}/coresets/{{method}}/{{fraction}}/coreset.parquet",
-        manifest=f"{RUN}/manifest.parquet",
-        annotations=cfg.dataset.annotations,
+        coreset=made_by(PICKS_OF, "coresets/{method}/{fraction}/coreset.parquet"),
+        manifest=made_by("merge", "manifest.parquet"),
+        annotations=given("dataset.annotations"),
     output:
-        f"{RUN}/coresets/{{method}}/{{fraction}}/coreset.json",
+        "results/{run}/coresets/{method}/{fraction}/coreset.json",
     log:
-        f"{RUN}/logs/coreset/{{method}}-{{fraction}}.log",
+        "results/{run}/logs/coreset/{method}-{fraction}.log",
     benchmark:
-        f"{RUN}/benchmarks/coreset/{{method}}-{{fraction}}.tsv"
+        "results/{run}/benchmarks/coreset/{method}-{fraction}.tsv"
     conda:
         "../envs/select.yaml"
+    envmodules:
+        *MODULES.select,
     script:
         "../workflow_scripts/coreset.py"
 
 
 rule cluster_stats:
     input:
-        budgets=expand(
-            f"{RUN}/coresets/coincide/{{fraction}}/budget.parquet", fraction=FRACTIONS
+        budgets=made_by(
+            "budget", "coresets/coincide/{fraction}/budget.parquet", fraction=fractions
         ),
     output:
-        f"{RUN}/cluster_stats.parquet",
+        "results/{run}/cluster_stats.parquet",
     log:
-        f"{RUN}/logs/cluster_stats.log",
+        "results/{run}/logs/cluster_stats.log",
     benchmark:
-        f"{RUN}/benchmarks/cluster_stats.tsv"
+        "results/{run}/benchmarks/cluster_stats.tsv"
     conda:
         "../envs/select.yaml"
+    envmodules:
+        *MODULES.select,
     params:
-        fractions=FRACTIONS,
+        fractions=lambda wildcards: fractions(wildcards.run),
     script:
         "../workflow_scripts/cluster_stats.py"
 
 
 rule select:
     input:
-        [f"{RUN}/coresets/{m}/{f}/coreset.json" for m, f in selections() if m != "full"],
-        f"{RUN}/cluster_stats.parquet",
+        [coresets(run, "coreset.json") for run in runs],
+        expand("results/{run}/cluster_stats.parquet", run=runs),

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from coincide.plan import SILENT, attempts, write_plan
+from coincide.plan import SILENT, attempts, write_plans
 from coincide.status import cause, main, status
 
 JOB = """
@@ -78,11 +78,14 @@ def test_the_table_counts_every_job_once(tmp_path, monkeypatch):
     jobs += [("manifest", "logs/manifest.log", ["manifest"], False), ("merge", "logs/merge.log", ["all"], True)]
     jobs += [("select", "", [], True)]
     logs = [tmp_path / "logs" / f"{i}.log" for i in range(5)]
-    write_plan(tmp_path / "run", jobs, "")
+    for job in jobs:
+        job[2][:] = [f"run/{output}" for output in job[2]]
+    jobs.append(("clusters", "other/clusters.log", ["other/clusters"], True))  # nothing that this run needs
+    write_plans({"run": {"other": ["shards"]}}, jobs, [[]] * len(jobs), "")
     plan = json.loads((tmp_path / "run/plan.json").read_text())
     (tmp_path / "run/plan.json").write_text(json.dumps({**plan, "written": time.time() - 7200}))
     for name in ("shard-0", "manifest"):
-        (tmp_path / name).touch()
+        (tmp_path / "run" / name).touch()
     said(logs[0], "done", gpus=1)
     said(logs[1], "running", gpus=1, lines=["extraction: 30 of 40 samples, 2.0/s, 00:05 left"])
     said(logs[2], "failed", gpus=2, slurm="7_3", lines=["error: shard-2: cannot read x.png"])

@@ -131,7 +131,7 @@ def test_stage_times_add_up_over_jobs(tmp_path):
     for i, seconds in enumerate([3, 5]):
         (tmp_path / f"activations/{i}.tsv").write_text(f"s\tmax_rss\n{seconds}\t{100 + i}\n")
     (tmp_path / "merge.tsv").write_text("s\tmax_rss\n2\t-\n")
-    first, second = stage_times(tmp_path)
+    first, second = stage_times([tmp_path])
     assert (first["stage"], first["jobs"], first["seconds"], first["longest"], first["memory"]) == (
         "activations",
         2,

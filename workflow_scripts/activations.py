@@ -1,5 +1,7 @@
 """Extract the activations of one shard with the reference model."""
 
+from pathlib import Path
+
 from coincide.jobs import start
 
 start(snakemake.log[0], snakemake.threads)
@@ -8,17 +10,18 @@ from coincide.activations import extract_shard
 from coincide.manifest import rejected_table
 from coincide.tables import write_table
 
-settings = snakemake.config["reference_model"]
+settings = snakemake.config[snakemake.wildcards.run]["reference_model"]
 rejected = extract_shard(
-    snakemake.input.samples,
+    Path(snakemake.input.shards) / f"shard-{snakemake.wildcards.shard}.jsonl",
     snakemake.input.images,
-    model_name=snakemake.params.model,
+    model_name=snakemake.params.name,
+    revision=snakemake.params.revision,
+    trust_remote_code=snakemake.params.trust_remote_code,
     layers=snakemake.params.layers,
     dtype=snakemake.params.dtype,
     device=settings["device"],
     batch_size=settings["batch_size"],
     max_tokens=snakemake.params.max_tokens,
     output=snakemake.output.activations,
-    **snakemake.params.load,
 )
 write_table(rejected_table(rejected), snakemake.output.rejected)

@@ -8,11 +8,12 @@ start(snakemake.log[0], snakemake.threads)
 
 from coincide.evaluate import evaluate
 
-settings = snakemake.config["evaluation"]
+settings = snakemake.config[snakemake.wildcards.run]["evaluation"]
 evaluate(
     snakemake.input.model,
     snakemake.params.tasks,
     output=Path(snakemake.output.results).parent,
+    python=snakemake.params.python,
     backend=snakemake.params.backend,
     batch_size=settings["batch_size"],
     device=settings["device"],

@@ -9,12 +9,12 @@ from coincide.manifest import read_records
 
 names = snakemake.wildcards
 finetune(
-    snakemake.params.model,
+    snakemake.params.name,
     read_records(snakemake.input.coreset),
     snakemake.input.images,
-    settings=TrainingSettings(**snakemake.config["target_model"]["training"]),
+    settings=TrainingSettings(**snakemake.config[snakemake.wildcards.run]["target_model"]["training"]),
     seed=int(names.seed),
     output=snakemake.output[0],
     checkpoints=f"{snakemake.params.checkpoints}/{names.target}-{names.method}-{names.fraction}-{names.seed}",
-    model_options=snakemake.params.load,
+    model_options={k: snakemake.params[k] for k in ("revision", "trust_remote_code")},
 )

@@ -12,7 +12,9 @@ manifest, rejected = build_manifest(
     records,
     snakemake.input.images,
     shards=snakemake.params.shards,
-    clusters=snakemake.config["clustering"]["k"],  # looked at early, but the manifest does not depend on it
+    clusters=snakemake.config[snakemake.wildcards.run]["clustering"][
+        "k"
+    ],  # looked at early, but the manifest does not depend on it
     duplicate_ids=snakemake.params.duplicate_ids,
     decode_images=snakemake.params.decode_images,
     threads=snakemake.threads,

@@ -22,5 +22,6 @@ write_report(
     images=inputs.images,
     figures={name: inputs[name] for name in ("performance", "budgets", "sources", "similarity")},
     benchmarks=snakemake.params.benchmarks,
-    settings=snakemake.config,
+    shared=snakemake.params.shared,
+    settings=snakemake.config[snakemake.wildcards.run],
 )

@@ -9,4 +9,9 @@ import pandas as pd
 from coincide.manifest import read_records
 from coincide.shards import write_shards
 
-write_shards(read_records(snakemake.input.annotations), pd.read_parquet(snakemake.input.manifest), snakemake.output)
+write_shards(
+    read_records(snakemake.input.annotations),
+    pd.read_parquet(snakemake.input.manifest),
+    snakemake.params.shards,
+    snakemake.output[0],
+)
