@@ -1,21 +1,37 @@
 """Activations of a reference model: one vector a sample (paper section 3.2; DESIGN step 1)."""
 
+import hashlib
+import inspect
+import json
 import logging
+import os
+import shutil
+import time
 from contextlib import contextmanager, suppress
+from itertools import chain, islice
+from pathlib import Path
 
 import numpy as np
 import torch
-from jinja2 import TemplateError
 
-from coincide.chat import ChatError, encode, fixed_prefix, render, text_length
-from coincide.images import ImageError, image_names, open_image
+from coincide.chat import fixed_prefix
+from coincide.encoding import Encoded, Encoder, encoded_groups, group_by_images
 from coincide.layers import resolve_layers
-from coincide.models import load_model
+from coincide.models import load_model, weights_digest
+from coincide.packing import alone, batches, collate, rows_of
 from coincide.progress import Progress
 from coincide.shards import read_shard
-from coincide.storage import ROW_GROUP, write_activations
+from coincide.storage import ROW_GROUP, Activations, StorageError, samples_digest, write_activations
 
 log = logging.getLogger(__name__)
+
+WINDOW = 512  # samples that are batched by length together and written at once: what a killed job loses
+SHARED_WITHIN = 1e-2  # relative difference that sharing may make in half precision; in float32 a thousandth of it
+MAX_WORKERS = 16
+
+
+class ReferenceModelError(ValueError):
+    """A reference model that cannot be read; the message says what it lacks."""
 
 
 class _Stop(Exception):
@@ -23,8 +39,22 @@ class _Stop(Exception):
 
 
 def decoder_layers(model):
-    """The decoder's layers of an image-text-to-text model, in order."""
-    return model.get_decoder().layers
+    """The decoder's layers of an image-text-to-text model, in order.
+
+    Raises:
+        ReferenceModelError: the model has no such list of layers.
+    """
+    decoder = model.get_decoder()
+    layers = getattr(decoder, "layers", None)
+    if layers is None:
+        raise ReferenceModelError(f"{type(model).__name__} has no decoder layers in {type(decoder).__name__}.layers")
+    return layers
+
+
+def image_token(model, processor):
+    """The token that holds an image's features: as the model's config says, else the processor."""
+    found = getattr(model.config, "image_token_id", None)
+    return processor.image_token_id if found is None else found
 
 
 @contextmanager
@@ -35,13 +65,18 @@ def _attention_outputs(model, layers):
     """
     modules, found, handles = decoder_layers(model), {}, []
     for layer in layers:
+        attention = getattr(modules[layer], "self_attn", None)
+        if attention is None:
+            raise ReferenceModelError(
+                f"layer {layer} of {type(model).__name__} has no self-attention: choose other layers"
+            )
 
         def hook(module, args, output, layer=layer):
             found[layer] = output[0] if isinstance(output, tuple) else output
             if layer == max(layers):
                 raise _Stop
 
-        handles.append(modules[layer].self_attn.register_forward_hook(hook))
+        handles.append(attention.register_forward_hook(hook))
     try:
         yield found
     finally:
@@ -49,7 +84,7 @@ def _attention_outputs(model, layers):
             handle.remove()
 
 
-def features(model, inputs, visual_mask, text_mask, layers):
+def features(model, batch, layers):
     """Feature vectors of a batch.
 
     Of each layer's attention output the mean over the visual tokens and the mean over the text
@@ -58,45 +93,113 @@ def features(model, inputs, visual_mask, text_mask, layers):
 
     Args:
         model: the reference model, in evaluation mode.
-        inputs: the processor's tensors for B samples, on the model's device.
-        visual_mask, text_mask: (B, L) boolean tensors of the tokens to average; a row without any
-            gives zeros.
+        batch: a `coincide.packing.Batch` of n samples.
         layers: zero-based decoder layers, M of them.
 
     Returns:
-        (B, 2·M·h) float32 tensor on the model's device.
+        (n, 2·M·h) float32 tensor on the model's device; zeros for a modality that a sample lacks.
 
     Source: Lee, Li, Hwang (EMNLP 2024), section 3.2, and the published code's blocks.
     """
+    inputs = {name: _placed(value, model) for name, value in batch.inputs.items()}
+    visual, text = batch.visual.to(model.device), batch.text.to(model.device)
+    row, place = zip(*((i, s) for i, samples in enumerate(batch.encoded) for s in range(len(samples))))
+    row, place = torch.tensor(row, device=model.device), torch.tensor(place, device=model.device)
+    tokens = torch.cat([visual[:, None], text], dim=1).float()  # (B, 1 + S, L)
+    count = tokens.sum(dim=2, keepdim=True)
     with torch.inference_mode(), _attention_outputs(model, layers) as outputs:
         with suppress(_Stop):
             model(**inputs, use_cache=False)
         blocks = []
         for layer in layers:
-            hidden = outputs[layer].float()
-            for mask in (visual_mask, text_mask):
-                weights = mask.to(hidden.dtype)
-                count = weights.sum(dim=1, keepdim=True)
-                mean = torch.einsum("bl,blh->bh", weights, hidden) / count.clamp(min=1)
-                block = torch.nn.functional.normalize(torch.tanh(mean), dim=1)
-                blocks.append(block * (count > 0))
+            mean = torch.bmm(tokens, outputs[layer].float()) / count.clamp(min=1)
+            block = torch.nn.functional.normalize(torch.tanh(mean), dim=2) * (count > 0)
+            blocks += [block[row, 0], block[row, 1 + place]]
         return torch.cat(blocks, dim=1) / (2 * len(layers)) ** 0.5
 
 
-def token_masks(processor, inputs, text_mask, prefix):
-    """Masks of the tokens to average: visual, and text without the template's fixed prefix.
+def _placed(value, model):
+    return value.to(model.device, model.dtype if value.is_floating_point() else None)
+
+
+class Extractor:
+    """A reference model that is read.
 
     Args:
-        processor: of the reference model.
-        inputs, text_mask: as `coincide.chat.encode` gives them.
-        prefix: as `coincide.chat.fixed_prefix` gives it.
+        model, processor: of the reference model.
+        layers: zero-based decoder layers.
+        batch_tokens: tokens of a batch, padding counted; a longer sample goes by itself.
     """
-    ids = inputs["input_ids"].numpy()
-    visual = ids == processor.image_token_id
-    text = text_mask.copy()
-    for row in range(len(ids)):
-        text[row, : prefix[bool(visual[row].any())]] = False
-    return torch.from_numpy(visual), torch.from_numpy(text)
+
+    def __init__(self, model, processor, *, layers, batch_tokens):
+        self.model, self.layers, self.batch_tokens = model, layers, batch_tokens
+        self.pad = processor.tokenizer.pad_token_id or 0
+        self.rope_index = getattr(getattr(model, "model", None), "get_rope_index", None)
+        self.share = False
+        self.tokens = 0  # that went through the model, padding counted
+
+    def run(self, rows):
+        """Yield (sample, vector) of the rows' samples; what the device cannot hold is halved and tried again."""
+        try:
+            batch = collate(rows, pad=self.pad, positions=self._positions, dtype=self.model.dtype)
+            vectors = features(self.model, batch, self.layers).cpu().numpy()
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            parts = [rows[: len(rows) // 2], rows[len(rows) // 2 :]] if len(rows) > 1 else _halves(rows[0])
+            if not parts:
+                raise
+            log.warning("out of memory with %d rows of %d tokens: going on with half", len(rows), len(rows[0]))
+        else:
+            self.tokens += batch.inputs["input_ids"].numel()
+            yield from zip((one.sample for samples in batch.encoded for one in samples), vectors)
+            return
+        torch.cuda.empty_cache()  # outside the handler: the error holds the batch's tensors
+        for part in parts:
+            yield from self.run(part)
+
+    def rows(self, encoded_group):
+        """Rows of the samples of a group."""
+        return rows_of(encoded_group, share=self.share)
+
+    def try_sharing(self, encoded):
+        """See whether samples of an image may share its tokens: whether features stay what they are."""
+        rows = rows_of(encoded, share=True)
+        if len(rows) == len(encoded):
+            return
+        try:
+            together = dict((s["position"], v) for s, v in self.run(rows))
+        except Exception as error:
+            log.info("samples of one image do not share its tokens: the model does not take it (%s)", error)
+            return
+        single = dict((s["position"], v) for s, v in self.run([alone(one) for one in encoded]))
+        off = max(np.linalg.norm(together[p] - single[p]) / max(np.linalg.norm(single[p]), 1e-30) for p in single)
+        allowed = SHARED_WITHIN * (1e-3 if self.model.dtype == torch.float32 else 1)
+        self.share = bool(off <= allowed)
+        log.info(
+            "samples of one image %s its tokens: features differ by %.1e",
+            "share" if self.share else "do not share",
+            off,
+        )
+
+    def _positions(self, one):
+        """(..., L) positions of the tokens of a sample, as the model counts them."""
+        if self.rope_index is None:
+            return torch.arange(len(one.ids))
+        known = {"input_ids": one.ids, **one.beside, **one.images}
+        inputs = {name: torch.from_numpy(np.asarray(value)) for name, value in known.items()}
+        inputs |= {name: inputs[name][None] for name in ("input_ids", *one.beside)}
+        taken = inspect.signature(self.rope_index).parameters
+        positions, _ = self.rope_index(**{name: value for name, value in inputs.items() if name in taken})
+        return positions[:, 0]
+
+
+def _is_out_of_memory(error):
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def _halves(row):
+    return [[half] for half in row.halves()] if len(row.encoded) > 1 else []
 
 
 def extract(
@@ -106,101 +209,165 @@ def extract(
     images,
     *,
     layers,
-    batch_size,
+    batch_tokens,
     max_tokens,
     output,
     metadata,
+    workers=0,
+    compiled=False,
 ):
     """Extract the activations of a shard and write them.
 
-    Samples are taken a row group at a time, batched by length inside it, and written in their order.
-    A sample that cannot be used is set aside with its reason; the shard goes on.
+    Samples are taken a window at a time, batched by length inside it, and written in their order. What
+    is written stays: a job that was killed goes on after the last window, with the same result. A
+    sample that cannot be used is set aside with its reason; the shard goes on.
 
     Args:
         model, processor: of the reference model.
-        samples: list of dicts of sample_id, position, record (see `coincide.shards`).
+        samples: list of dicts of sample_id, position, record (see `coincide.shards`); those of one
+            image side by side are read together.
         images: folder that image names are relative to.
         layers: zero-based decoder layers.
-        batch_size: samples a batch.
+        batch_tokens: tokens of a batch.
         max_tokens: longest sample in tokens, visual ones included.
         output: Parquet file to write.
         metadata: what to say of the model in the file.
+        workers: processes that open images and tokenise ahead of the model.
+        compiled: compile the layers whose outputs are not read (torch.compile).
 
     Returns:
         list of rejected rows (sample_id, position, reason, detail).
     """
     hidden = model.config.get_text_config().hidden_size
     dimension = 2 * len(layers) * hidden
-    prefix = fixed_prefix(processor)
-    rejected, progress = [], Progress(len(samples), "activations")
-
-    def reject(sample, reason, detail):
-        rejected.append(
-            {"sample_id": sample["sample_id"], "position": sample["position"], "reason": reason, "detail": detail}
-        )
-
-    def prepare(sample):
-        try:
-            rendered = render(processor, sample["record"]["conversations"])
-            pictures = [open_image(images, name) for name in image_names(sample["record"])]
-            return rendered, pictures
-        except ImageError as error:
-            reject(sample, error.reason, str(error))
-        except (ChatError, TemplateError) as error:
-            reject(sample, "malformed turns", f"the model's chat template refuses it: {error}")
-        return None
-
-    def run(batch, prepared, rows):
-        """Fill `rows` for the samples of a batch; where the batch does not go through, one by one."""
-        try:
-            inputs, text_mask, _ = encode(processor, [p[0] for p in prepared], [p[1] for p in prepared])
-        except Exception as error:  # whatever a processor says of one sample must not end the shard
-            if len(batch) == 1:
-                known = isinstance(error, ChatError)
-                reason = "image token count mismatch" if known else "unreadable image"
-                reject(batch[0], reason, str(error) if known else f"{type(error).__name__}: {error}")
-                return
-            for sample, one in zip(batch, prepared):
-                run([sample], [one], rows)
-            return
-        lengths = inputs["attention_mask"].sum(dim=1)
-        if (lengths > max_tokens).any():
-            short = [i for i in range(len(batch)) if lengths[i] <= max_tokens]
-            for i in set(range(len(batch))) - set(short):
-                reject(batch[i], "too long", f"{int(lengths[i])} tokens, reference_model.max_tokens is {max_tokens}")
-            if short:
-                run([batch[i] for i in short], [prepared[i] for i in short], rows)
-            return
-        visual, text = (m.to(model.device) for m in token_masks(processor, inputs, text_mask, prefix))
-        inputs = inputs.to(model.device, model.dtype)
-        vectors = features(model, inputs, visual, text, layers).to(torch.float16).cpu().numpy()
-        for sample, vector in zip(batch, vectors):
-            if np.isfinite(vector).all():
-                rows[sample["position"]] = vector
-            else:
-                reject(sample, "non-finite activation", "the reference model gave NaN or infinite numbers")
-
-    def groups():
-        for start in range(0, len(samples), ROW_GROUP):
-            group, rows = samples[start : start + ROW_GROUP], {}
-            for batch in batches(group, batch_size):
-                prepared = [prepare(sample) for sample in batch]
-                usable = [i for i, one in enumerate(prepared) if one is not None]
-                if usable:
-                    run([batch[i] for i in usable], [prepared[i] for i in usable], rows)
-                progress.update(len(batch))
-            kept = [sample for sample in group if sample["position"] in rows]
-            matrix = np.array([rows[s["position"]] for s in kept], dtype=np.float16).reshape(len(kept), dimension)
-            yield [s["sample_id"] for s in kept], matrix
-        progress.close()
-
-    write_activations(
-        output,
-        groups(),
-        dimension=dimension,
-        metadata={**metadata, "layers": list(layers), "hidden_size": hidden, "blocks": ["visual", "text"]},
+    metadata = {**metadata, "layers": list(layers), "hidden_size": hidden, "blocks": ["visual", "text"]}
+    if compiled:
+        for number, layer in enumerate(decoder_layers(model)):
+            if number < max(layers) and number not in layers:
+                layer.compile(dynamic=True)
+    encoder = Encoder(
+        processor,
+        images,
+        image_token_id=image_token(model, processor),
+        prefix=fixed_prefix(processor),
+        max_tokens=max_tokens,
     )
-    return sorted(rejected, key=lambda row: row["position"])
+    extractor = Extractor(model, processor, layers=layers, batch_tokens=batch_tokens)
+    windows = [samples[i : i + WINDOW] for i in range(0, len(samples), WINDOW)]
+    parts = _Parts(output, {**metadata, "max_tokens": max_tokens, "samples": samples_digest(_ids(samples))})
+    done = parts.done(windows)
+    if done:
+        log.info("going on after %d of %d samples", sum(map(len, windows[:done])), len(samples))
+    _try_sharing(extractor, encoder, samples)
+    progress = Progress(len(samples), "activations", done=sum(map(len, windows[:done])))
+    groups = [group_by_images(window) for window in windows]
+    ready = encoded_groups(list(chain.from_iterable(groups[done:])), encoder, workers)
+    waited, began = 0.0, time.monotonic()
+    for number in range(done, len(windows)):
+        vectors, rejected, rows = {}, [], []
+        for _ in groups[number]:
+            asked = time.monotonic()
+            group = next(ready)
+            waited += time.monotonic() - asked
+            rejected += [_rejected_row(one.sample, one.reason, one.detail) for one in group if not _usable(one)]
+            rows += extractor.rows([one for one in group if _usable(one)])
+        progress.update(len(rejected))
+        for batch in batches(rows, batch_tokens):
+            for sample, vector in extractor.run(batch):
+                vectors[sample["position"]] = vector.astype(np.float16)
+            progress.update(sum(len(row.encoded) for row in batch))
+        rejected += _not_finite(windows[number], vectors)
+        kept = [s for s in windows[number] if s["position"] in vectors]
+        matrix = np.array([vectors[s["position"]] for s in kept], np.float16).reshape(len(kept), dimension)
+        parts.write(number, _ids(kept), matrix, rejected)
+    progress.close()
+    if spent := time.monotonic() - began:
+        log.info("waited for samples %.1f%% of the time; %s tokens", 100 * waited / spent, f"{extractor.tokens:,}")
+    return parts.join(len(windows), output, dimension, metadata)
+
+
+def _usable(one):
+    return isinstance(one, Encoded)
+
+
+def _ids(samples):
+    return [sample["sample_id"] for sample in samples]
+
+
+def _rejected_row(sample, reason, detail):
+    return {"sample_id": sample["sample_id"], "position": sample["position"], "reason": reason, "detail": detail}
+
+
+def _not_finite(window, vectors):
+    """Take vectors with NaN or infinite numbers out, and return their rejected rows."""
+    bad = [s for s in window if s["position"] in vectors and not np.isfinite(vectors[s["position"]]).all()]
+    for sample in bad:
+        del vectors[sample["position"]]
+    detail = "the reference model gave NaN or infinite numbers"
+    return [_rejected_row(sample, "non-finite activation", detail) for sample in bad]
+
+
+def _try_sharing(extractor, encoder, samples):
+    """Let the extractor try on the first samples of one image; the same ones whenever the shard is started."""
+    groups = (group for group in group_by_images(samples) if len(group) > 1 and group[0]["record"].get("image"))
+    for group in islice(groups, 3):
+        encoded = [one for one in encoder(group[:4]) if _usable(one)]
+        if len(encoded) > 1:
+            extractor.try_sharing(encoded)
+            return
+
+
+class _Parts:
+    """What a shard has so far: a file a window beside the output, until all are there.
+
+    Args:
+        output: file that will hold the shard.
+        origin: what it comes from: JSON values; parts of another origin are not taken up.
+    """
+
+    def __init__(self, output, origin):
+        output = Path(output)
+        self.folder = output.with_name(f".{output.name}.parts")
+        self.origin = hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()
+
+    def _path(self, number):
+        return self.folder / f"{number:05d}.parquet"
+
+    def done(self, windows):
+        """Number of windows that are there and whole, from the first."""
+        for number in range(len(windows)):
+            try:
+                part = Activations(self._path(number))
+                part.verify()
+            except StorageError:
+                return number
+            if part.metadata[0]["origin"] != self.origin:
+                shutil.rmtree(self.folder)
+                return 0
+        return len(windows)
+
+    def write(self, number, ids, matrix, rejected):
+        """Keep a window."""
+        metadata = {"origin": self.origin, "rejected": rejected}
+        write_activations(self._path(number), [(ids, matrix)], dimension=matrix.shape[1], metadata=metadata)
+
+    def join(self, count, output, dimension, metadata):
+        """Write the whole shard and remove its parts; returns the rejected rows by position."""
+        parts = [Activations(self._path(number)) for number in range(count)]
+        at_once = max(1, ROW_GROUP // WINDOW)
+
+        def groups():
+            for first in range(0, count, at_once):
+                together = parts[first : first + at_once]
+                yield (
+                    list(chain.from_iterable(part.sample_ids for part in together)),
+                    np.concatenate([np.asarray(part) for part in together]),
+                )
+
+        write_activations(output, groups(), dimension=dimension, metadata=metadata)
+        rejected = chain.from_iterable(part.metadata[0]["rejected"] for part in parts)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        return sorted(rejected, key=lambda row: row["position"])
 
 
 def extract_shard(
@@ -211,11 +378,12 @@ def extract_shard(
     layers,
     dtype,
     device,
-    batch_size,
+    batch_tokens,
     max_tokens,
     output,
     revision=None,
     trust_remote_code=False,
+    compiled=False,
 ):
     """Extract the activations of a shard file; `layers` may be fractions of depth. See `extract`."""
     model, processor = load_model(
@@ -227,24 +395,20 @@ def extract_shard(
         read_shard(shard),
         images,
         layers=resolve_layers(layers, len(decoder_layers(model))),
-        batch_size=batch_size,
+        batch_tokens=batch_tokens,
         max_tokens=max_tokens,
         output=output,
-        metadata={"model": str(model_name), "revision": revision, "model_dtype": dtype},
+        metadata={
+            "model": str(model_name),
+            "revision": revision,
+            "model_dtype": dtype,
+            "weights": weights_digest(model_name),
+        },
+        workers=loader_workers(),
+        compiled=compiled,
     )
 
 
-def batches(samples, batch_size):
-    """Batches of samples of like length: fewer padding tokens, the same vectors.
-
-    Args:
-        samples: list of dicts with a record.
-        batch_size: samples a batch.
-    """
-
-    def length(sample):
-        record = sample["record"]
-        return len(image_names(record)), text_length(record["conversations"])
-
-    ordered = sorted(samples, key=length)
-    return [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)]
+def loader_workers():
+    """Worker processes for a job with as many threads as it was given."""
+    return min(MAX_WORKERS, max(1, int(os.environ.get("COINCIDE_THREADS", 2)) - 1))

@@ -6,6 +6,8 @@ import numpy as np
 
 IMAGE_MARK = "<image>"  # LLaVA's mark in a human turn for the place of an image
 ROLES = {"human": "user", "gpt": "assistant"}
+# what the processor says of its own work; not for the model
+BESIDE = ("offset_mapping", "text_replacement_offsets")
 
 
 class ChatError(ValueError):
@@ -23,6 +25,22 @@ class Rendered:
 
     text: str
     answers: tuple
+
+
+@dataclass(frozen=True)
+class Masks:
+    """Kinds of tokens, (B, L) boolean arrays over input_ids.
+
+    Attributes:
+        visual: tokens that hold an image's features.
+        text: tokens of the conversation as the chat template writes it, its fixed prefix included; neither
+            padding nor what the processor writes around the visual tokens (rows, tiles, line ends).
+        answer: text tokens of the assistant's words.
+    """
+
+    visual: np.ndarray
+    text: np.ndarray
+    answer: np.ndarray
 
 
 def text_length(conversations):
@@ -45,11 +63,22 @@ def to_messages(conversations):
     return messages
 
 
+def _write(processor, messages, **options):
+    """The processor's chat template; for models that have none, the parts one after the other, a turn a line."""
+    if processor.chat_template or getattr(processor.tokenizer, "chat_template", None):
+        return processor.apply_chat_template(messages, **options)
+    lines = (
+        "".join(processor.image_token if part["type"] == "image" else part["text"] for part in message["content"])
+        for message in messages
+    )
+    return "".join(f"{line}\n" for line in lines)
+
+
 def render(processor, conversations):
     """Write a conversation with the processor's own chat template.
 
     Args:
-        processor: a transformers processor with a chat template.
+        processor: a transformers processor.
         conversations: LLaVA turns.
 
     Raises:
@@ -57,11 +86,11 @@ def render(processor, conversations):
             cannot be told from prompts.
     """
     messages = to_messages(conversations)
-    text, answers = processor.apply_chat_template(messages), []
+    text, answers = _write(processor, messages), []
     for i, message in enumerate(messages):
         if message["role"] == "assistant":
-            before = processor.apply_chat_template(messages[:i], add_generation_prompt=True)
-            after = text if i == len(messages) - 1 else processor.apply_chat_template(messages[: i + 1])
+            before = _write(processor, messages[:i], add_generation_prompt=True)
+            after = text if i == len(messages) - 1 else _write(processor, messages[: i + 1])
             if not (after.startswith(before) and text.startswith(after)):
                 raise ChatError("the chat template does not keep earlier turns as they are")
             answers.append((len(before), len(after)))
@@ -78,7 +107,7 @@ def fixed_prefix(processor):
     """Number of tokens that the chat template puts before anything of a conversation's own.
 
     Found as the common beginning of conversations that start differently. Where an image comes
-    first it ends before the image's first token.
+    first it ends before the first token that the processor puts there for it.
 
     Returns:
         (without image, with image)
@@ -90,26 +119,27 @@ def _common_beginning(processor, images):
     rows = []
     for word in ("a", "1", "Zebra", "?"):
         message = {"role": "user", "content": [*images, {"type": "text", "text": word}]}
-        text = processor.apply_chat_template([message])
+        text = _write(processor, [message]).split(processor.image_token)[0]
         rows.append(processor.tokenizer(text, add_special_tokens=_adds_special(processor, text))["input_ids"])
     length = min(map(len, rows))
     rows = np.array([row[:length] for row in rows])
-    own = (rows != rows[0]).any(axis=0) | (rows[0] == processor.image_token_id)
+    own = (rows != rows[0]).any(axis=0)
     return int(own.argmax() if own.any() else length)
 
 
-def encode(processor, rendered, images):
+def encode(processor, rendered, images, *, image_token_id=None):
     """Tokens of a batch of rendered conversations, right-padded.
 
     Args:
         processor: a transformers processor.
         rendered: list of Rendered.
         images: list of lists of PIL images, those of each conversation.
+        image_token_id: the token that holds an image's features, as the model's config says; the
+            processor's if None.
 
     Returns:
-        (inputs, text_mask, answer_mask): the processor's tensors; two (B, L) boolean arrays over
-        input_ids: text tokens (neither image nor padding; fixed prefix included), and tokens of
-        the answers.
+        (inputs, masks, replacements): the processor's tensors; Masks; for each conversation what the
+        processor writes in place of each image token.
 
     Raises:
         ChatError: a conversation's image tokens do not match its images.
@@ -119,30 +149,81 @@ def encode(processor, rendered, images):
         marks = r.text.count(processor.image_token)
         if marks != len(own):
             raise ChatError(f"{marks} image marks in the conversation, {len(own)} images")
-    flat = [image for own in images for image in own]
-    special = _adds_special(processor, texts[0])
-    inputs = processor(
-        text=texts,
-        images=flat or None,
-        padding=True,
-        padding_side="right",
-        add_special_tokens=special,
-        return_tensors="pt",
+    options = {
+        "padding": True,
+        "padding_side": "right",
+        "add_special_tokens": _adds_special(processor, texts[0]),
+        "return_offsets_mapping": True,
+        "return_tensors": "pt",
+    }
+    if any(images):
+        nested = [own for own in images if own] if len(rendered) == 1 or all(images) else images
+        inputs = processor(text=texts, images=nested, return_text_replacement_offsets=True, **options)
+    else:  # some processors take no text without an image
+        inputs = processor.tokenizer(texts, **options)
+    placed = inputs.get("text_replacement_offsets") or [[] for _ in texts]
+    offsets, present = inputs["offset_mapping"].numpy(), inputs["attention_mask"].numpy().astype(bool)
+    ids = inputs["input_ids"].numpy()
+    image_token_id = processor.image_token_id if image_token_id is None else image_token_id
+    text, answer = np.zeros_like(present), np.zeros_like(present)
+    for row in range(len(texts)):
+        text[row], answer[row] = _kinds(offsets[row], present[row], placed[row], rendered[row].answers)
+    replacements = [[one["replacement"] for one in own] for own in placed]
+    for name in BESIDE:
+        inputs.pop(name, None)
+    return inputs, Masks((ids == image_token_id) & present, text, answer), replacements
+
+
+def encode_again(processor, rendered, replacements, *, image_token_id):
+    """Tokens of a conversation whose images were encoded with another one.
+
+    Args:
+        processor, image_token_id: as in `encode`.
+        rendered: one Rendered.
+        replacements: what the processor wrote for these images, from `encode`.
+
+    Returns:
+        (ids, masks): (L,) int64 array, and Masks of (L,) arrays.
+    """
+    (text,), (placed,) = (
+        processor.get_text_with_replacements([rendered.text], replacements)
+        if replacements
+        else (
+            [rendered.text],
+            [[]],
+        )
     )
-    text_mask = ((inputs["input_ids"] != processor.image_token_id) & (inputs["attention_mask"] == 1)).numpy()
-    answer_mask = np.zeros_like(text_mask)
-    # The processor repeats image tokens, so positions shift, but text tokens keep their order:
-    # answers are marked on the plain text's tokens and carried over one for one.
-    plain = processor.tokenizer(texts, add_special_tokens=special, return_offsets_mapping=True)
-    for row, (ids, offsets) in enumerate(zip(plain["input_ids"], plain["offset_mapping"])):
-        offsets = np.array(offsets)[np.array(ids) != processor.image_token_id]
-        positions = np.flatnonzero(text_mask[row])
-        if len(positions) != len(offsets):
-            raise ChatError("the processor adds text tokens around images, which is not supported")
-        for start, end in rendered[row].answers:
-            inside = (offsets[:, 0] >= start) & (offsets[:, 1] <= end) & (offsets[:, 1] > offsets[:, 0])
-            answer_mask[row, positions[inside]] = True
-    return inputs, text_mask, answer_mask
+    tokens = processor.tokenizer(
+        text, add_special_tokens=_adds_special(processor, rendered.text), return_offsets_mapping=True
+    )
+    ids, offsets = np.array(tokens["input_ids"]), np.array(tokens["offset_mapping"]).reshape(-1, 2)
+    kinds = _kinds(offsets, np.ones(len(ids), bool), placed, rendered.answers)
+    return ids, Masks(ids == image_token_id, *kinds)
+
+
+def _kinds(offsets, present, placed, answers):
+    """(text, answer) masks of one conversation, by where its tokens stand in the text that was tokenised.
+
+    Args:
+        offsets: (L, 2) character span of each token.
+        present: (L,) tokens that are no padding.
+        placed: what the processor wrote in place of images: spans before (`span`) and after (`new_span`).
+        answers: (start, end) spans in the text before.
+    """
+    start, end = offsets[:, 0], offsets[:, 1]
+    text = present.copy()
+    for one in placed:
+        first, last = one["new_span"]
+        text &= ~((start >= first) & (end <= last) & (end > start))
+    answer = np.zeros_like(text)
+    for first, last in answers:
+        moved = sum(
+            (one["new_span"][1] - one["new_span"][0]) - (one["span"][1] - one["span"][0])
+            for one in placed
+            if one["span"][1] <= first
+        )
+        answer |= text & (start >= first + moved) & (end <= last + moved) & (end > start)
+    return text, answer
 
 
 def _adds_special(processor, text):

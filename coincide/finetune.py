@@ -21,7 +21,7 @@ from coincide.chat import encode, render, text_length
 from coincide.files import replacing
 from coincide.images import image_names, open_image
 from coincide.launch import arguments_of, launch
-from coincide.models import load_model, pick_device
+from coincide.models import load_model, pick_device, weights_digest
 from coincide.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -215,8 +215,8 @@ class _Collator:
         records = [self.records[item["row"]] for item in batch]
         rendered = [render(self.processor, r["conversations"]) for r in records]
         pictures = [[open_image(self.images, name) for name in image_names(r)] for r in records]
-        inputs, _, answers = encode(self.processor, rendered, pictures)
-        inputs["labels"] = inputs["input_ids"].masked_fill(~torch.from_numpy(answers), IGNORED)
+        inputs, masks, _ = encode(self.processor, rendered, pictures)
+        inputs["labels"] = inputs["input_ids"].masked_fill(~torch.from_numpy(masks.answer), IGNORED)
         return dict(inputs)
 
 
@@ -249,12 +249,8 @@ def _with_lora(model, lora):
 
 
 def _fingerprint(model_name, records, settings, seed):
-    digest = hashlib.sha256(json.dumps([str(model_name), repr(settings), seed]).encode())
-    for path in sorted(Path(model_name).glob("*.safetensors")):
-        # The header names every tensor; the first megabytes tell one training from another
-        # without reading the tens of gigabytes of a large model.
-        with open(path, "rb") as file:
-            digest.update(f"{path.name} {path.stat().st_size}".encode() + file.read(2**22))
+    known = [str(model_name), weights_digest(model_name), repr(settings), seed]
+    digest = hashlib.sha256(json.dumps(known).encode())
     for record in records:
         digest.update(str(record.get("id")).encode() + b"\0")
     return digest.hexdigest()[:16]

@@ -11,6 +11,9 @@ from coincide.files import replacing
 from coincide.manifest import rejected_table
 from coincide.storage import AGAIN, Activations, StorageError, samples_digest
 
+# what all shards of a run have in common
+ORIGIN = ("model", "revision", "weights", "model_dtype", "layers", "blocks", "dimension", "dtype")
+
 log = logging.getLogger(__name__)
 
 
@@ -71,7 +74,7 @@ def _check(path, shard, expected, first):
     metadata = activations.metadata[0]
     if metadata["samples"] != len(expected) or metadata["samples_digest"] != samples_digest(expected):
         raise StorageError(f"{path} does not hold the samples of shard {shard}")
-    origin = {k: metadata[k] for k in ("model", "revision", "layers", "blocks", "dimension", "dtype")}
+    origin = {k: metadata.get(k) for k in ORIGIN}
     if origin != (first or origin):
         raise StorageError(f"{path} comes from {origin}, other shards from {first}")
     return origin

@@ -1,5 +1,6 @@
 """Loading models and processors, and building the small ones that the demo reads and trains."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -62,6 +63,17 @@ def load_model(name, *, revision=None, dtype="float32", device="auto", trust_rem
 
         model = PeftModel.from_pretrained(model, name).merge_and_unload()
     return model.to(pick_device(device)).eval(), load_processor(name, **options)
+
+
+def weights_digest(name):
+    """Digest that tells one training of a model from another; the same for every hub name."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(name).glob("*.safetensors")):
+        # The header names every tensor; with the first megabytes that is enough, without reading the
+        # tens of gigabytes of a large model.
+        with open(path, "rb") as file:
+            digest.update(f"{path.name} {path.stat().st_size}".encode() + file.read(2**22))
+    return digest.hexdigest()[:16]
 
 
 def is_adapter(name):

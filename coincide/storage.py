@@ -66,9 +66,11 @@ def write_activations(path, blocks, *, dimension, metadata):
             rows = np.ascontiguousarray(rows, dtype=DTYPE)
             if rows.shape != (len(ids), dimension):
                 raise ValueError(f"block of shape {rows.shape} for {len(ids)} samples of {dimension} numbers")
+            if not len(rows):  # Parquet keeps no empty row group
+                continue
             column = pa.FixedSizeBinaryArray.from_buffers(schema.field(1).type, len(rows), [None, pa.py_buffer(rows)])
             table = pa.Table.from_arrays([pa.array(ids, pa.string()), column], schema=schema)
-            writer.write_table(table, row_group_size=max(len(rows), 1))
+            writer.write_table(table, row_group_size=len(rows))
             digests.append(xxhash.xxh3_128_hexdigest(rows))
             sample_ids += ids
         writer.add_key_value_metadata(

@@ -73,7 +73,7 @@ def test_what_a_setting_does_not_touch_is_shared_method_by_method():
     assert {"clusters", "random_picks (random)", "finetune_model (random)", "evaluate_model (full)"} <= set(shared)
     assert not [stage for stage in shared if "coincide" in stage]
     # batch sizes and devices change no result
-    again = runs_of({"run": "a"}, {"run": "b", "reference_model": {"batch_size": 3}})
+    again = runs_of({"run": "a"}, {"run": "b", "reference_model": {"batch_tokens": 300}})
     assert "activations" in again.shared("b")["results/a"]
 
 

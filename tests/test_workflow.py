@@ -158,7 +158,9 @@ def test_new_layers_extract_again_and_do_not_build_again(finished):
 
 
 def test_batch_sizes_and_devices_run_nothing_again(finished):
-    assert changed(finished, reference_model={"layers": [0, 1], "batch_size": 7}, evaluation={"batch_size": 1}) == {}
+    assert (
+        changed(finished, reference_model={"layers": [0, 1], "batch_tokens": 700}, evaluation={"batch_size": 1}) == {}
+    )
 
 
 # --- runs that are killed ---------------------------------------------------------------------------------

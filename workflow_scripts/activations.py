@@ -20,7 +20,8 @@ rejected = extract_shard(
     layers=snakemake.params.layers,
     dtype=snakemake.params.dtype,
     device=settings["device"],
-    batch_size=settings["batch_size"],
+    batch_tokens=settings["batch_tokens"],
+    compiled=settings["compiled"],
     max_tokens=snakemake.params.max_tokens,
     output=snakemake.output.activations,
 )
