@@ -184,8 +184,9 @@ class Extractor:
 
     def _positions(self, one):
         """(..., L) positions of the tokens of a sample, as the model counts them."""
-        if self.rope_index is None:
-            return torch.arange(len(one.ids))
+        if self.rope_index is None or not one.images:
+            counted = torch.arange(len(one.ids))
+            return counted if self.rope_index is None else counted.expand(3, -1)
         known = {"input_ids": one.ids, **one.beside, **one.images}
         inputs = {name: torch.from_numpy(np.asarray(value)) for name, value in known.items()}
         inputs |= {name: inputs[name][None] for name in ("input_ids", *one.beside)}

@@ -1,6 +1,7 @@
 """From a dataset's conversation to a model's tokens: rendering, image placement, token masks."""
 
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 
 import numpy as np
 
@@ -156,9 +157,11 @@ def encode(processor, rendered, images, *, image_token_id=None):
         "return_offsets_mapping": True,
         "return_tensors": "pt",
     }
+    prepared = texts
     if any(images):
         nested = [own for own in images if own] if len(rendered) == 1 or all(images) else images
         inputs = processor(text=texts, images=nested, return_text_replacement_offsets=True, **options)
+        prepared = processor.prepare_inputs_layout(text=texts, images=nested)[1]
     else:  # some processors take no text without an image
         inputs = processor.tokenizer(texts, **options)
     placed = inputs.get("text_replacement_offsets") or [[] for _ in texts]
@@ -167,7 +170,8 @@ def encode(processor, rendered, images, *, image_token_id=None):
     image_token_id = processor.image_token_id if image_token_id is None else image_token_id
     text, answer = np.zeros_like(present), np.zeros_like(present)
     for row in range(len(texts)):
-        text[row], answer[row] = _kinds(offsets[row], present[row], placed[row], rendered[row].answers)
+        origin = _origin(texts[row], prepared[row], placed[row])
+        text[row], answer[row] = _kinds(offsets[row], present[row], origin, rendered[row].answers)
     replacements = [[one["replacement"] for one in own] for own in placed]
     for name in BESIDE:
         inputs.pop(name, None)
@@ -197,33 +201,50 @@ def encode_again(processor, rendered, replacements, *, image_token_id):
         text, add_special_tokens=_adds_special(processor, rendered.text), return_offsets_mapping=True
     )
     ids, offsets = np.array(tokens["input_ids"]), np.array(tokens["offset_mapping"]).reshape(-1, 2)
-    kinds = _kinds(offsets, np.ones(len(ids), bool), placed, rendered.answers)
+    origin = _origin(rendered.text, rendered.text, placed)
+    kinds = _kinds(offsets, np.ones(len(ids), bool), origin, rendered.answers)
     return ids, Masks(ids == image_token_id, *kinds)
 
 
-def _kinds(offsets, present, placed, answers):
+def _kinds(offsets, present, origin, answers):
     """(text, answer) masks of one conversation, by where its tokens stand in the text that was tokenised.
 
     Args:
         offsets: (L, 2) character span of each token.
         present: (L,) tokens that are no padding.
-        placed: what the processor wrote in place of images: spans before (`span`) and after (`new_span`).
-        answers: (start, end) spans in the text before.
+        origin: as `_origin` gives it.
+        answers: (start, end) spans in the conversation as it was rendered.
     """
-    start, end = offsets[:, 0], offsets[:, 1]
-    text = present.copy()
-    for one in placed:
-        first, last = one["new_span"]
-        text &= ~((start >= first) & (end <= last) & (end > start))
+    wide = offsets[:, 1] > offsets[:, 0]  # others were added by the tokenizer
+    first = np.full(len(offsets), -1)
+    last = first.copy()
+    first[wide], last[wide] = origin[offsets[wide, 0]], origin[offsets[wide, 1] - 1]
+    text = present & (~wide | (first >= 0) | (last >= 0))
     answer = np.zeros_like(text)
-    for first, last in answers:
-        moved = sum(
-            (one["new_span"][1] - one["new_span"][0]) - (one["span"][1] - one["span"][0])
-            for one in placed
-            if one["span"][1] <= first
-        )
-        answer |= text & (start >= first + moved) & (end <= last + moved) & (end > start)
+    for start, end in answers:
+        answer |= text & (first >= start) & (last >= start) & (first < end) & (last < end)
     return text, answer
+
+
+def _origin(rendered, prepared, placed):
+    """Where each character of the text that is tokenised stands in the rendered one; -1: written by the processor.
+
+    Args:
+        rendered: the text as the chat template writes it.
+        prepared: the same with what the processor adds to it, but for images.
+        placed: what is written in place of images: `span` in the prepared text and `new_span`.
+    """
+    own = np.arange(len(rendered))
+    if prepared != rendered:
+        own = np.full(len(prepared), -1)
+        for here, there, size in SequenceMatcher(None, rendered, prepared, autojunk=False).get_matching_blocks():
+            own[there : there + size] = np.arange(here, here + size)
+    parts, end = [], 0
+    for one in placed:
+        start, after = one["span"]
+        parts += [own[end:start], np.full(one["new_span"][1] - one["new_span"][0], -1)]
+        end = after
+    return np.concatenate([*parts, own[end:]])
 
 
 def _adds_special(processor, text):
