@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError, model_validator
 
 from coincide.budget import total_budget
+from coincide.datasets import DatasetError, open_dataset
 
 Count = Annotated[StrictInt, Field(ge=1)]
 Size = Annotated[StrictInt, Field(ge=0)]
@@ -44,8 +45,12 @@ class Section(BaseModel):
 class Dataset(Section):
     """What is selected from."""
 
-    annotations: StrictStr = Field(description="LLaVA-format JSON: a list of {id, image, conversations}")
-    images: StrictStr = Field(description="folder that the image names in it are relative to")
+    annotations: StrictStr = Field(
+        description="LLaVA or ShareGPT .json or .jsonl; .parquet or .tar (WebDataset), or a folder of them"
+    )
+    images: StrictStr | None = Field(
+        None, description="folder that image names are relative to; null: where annotations is"
+    )
     shards: Count = Field(1, description="extraction jobs")
     max_rejected: Share = Field(0.01, description="share of samples set aside above which the run stops")
     duplicate_ids: Literal["reject", "digest"] = Field(
@@ -54,6 +59,13 @@ class Dataset(Section):
     decode_images: StrictBool = Field(
         True, description="decode every image before any model runs, to find truncated ones"
     )
+
+    @model_validator(mode="after")
+    def _images_beside(self):
+        if self.images is None:
+            here = Path(self.annotations)
+            self.images = str(here if here.is_dir() else here.parent)
+        return self
 
 
 class MiniMix(Section):
@@ -374,8 +386,11 @@ def _known_keys(model, location):
 def _paths(config):
     dataset = config.dataset
     own_mix = dataset.annotations == f"{MINI_MIX}/train.json"
-    if not own_mix and not Path(dataset.annotations).is_file():
-        yield f"dataset.annotations: {dataset.annotations} does not exist; give the path of your LLaVA JSON file"
+    if not own_mix:
+        try:
+            open_dataset(dataset.annotations)
+        except DatasetError as error:
+            yield f"dataset.annotations: {error}"
     if dataset.images != f"{MINI_MIX}/images" and not Path(dataset.images).is_dir():
         yield f"dataset.images: the folder {dataset.images} does not exist; give the one image names are relative to"
     for key, model in (("reference_model", config.reference_model), ("target_model", config.target_model)):
@@ -408,7 +423,7 @@ def _layers(config):
 def _sizes(config):
     if config.dataset.annotations == f"{MINI_MIX}/train.json":
         n = config.mini_mix.samples
-    elif Path(config.dataset.annotations).is_file():
+    elif config.dataset.annotations.endswith((".json", ".jsonl")) and Path(config.dataset.annotations).is_file():
         n = _count_conversations(config.dataset.annotations)
     else:
         return
@@ -423,9 +438,12 @@ def _sizes(config):
 
 @cache
 def _count_conversations(path):
-    """Number of samples in a LLaVA JSON file, by its keys: an upper bound, found without parsing gigabytes."""
+    """Number of samples in a JSON file, by its keys: an upper bound, found without parsing gigabytes."""
+    return max(_count(path, key) for key in (b'"conversations"', b'"messages"'))
+
+
+def _count(path, key):
     count, tail = 0, b""
-    key = b'"conversations"'
     with open(path, "rb") as file:
         while chunk := file.read(2**24):
             count += (tail + chunk).count(key)

@@ -1,4 +1,4 @@
-"""Reading a dataset in LLaVA's JSON format: which samples can be used, which are set aside and why."""
+"""The rows of a dataset: which samples can be used, which are set aside and why."""
 
 import hashlib
 import json
@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from coincide.chat import IMAGE_MARK, ROLES, text_length
+from coincide.datasets import Broken, DatasetError
 from coincide.images import ImageError, open_image
 from coincide.progress import Progress
 
@@ -38,11 +39,16 @@ MANIFEST_COLUMNS = {
     "shard": "int32",
     "position": "int64",
 }
+CHECKED_COLUMNS = {
+    **{name: kind for name, kind in MANIFEST_COLUMNS.items() if name != "shard"},
+    "images": "str",
+    "digest": "str",
+}
 REJECTED_COLUMNS = {"sample_id": "str", "position": "int64", "reason": "str", "detail": "str"}
-
-
-class DatasetError(ValueError):
-    """A dataset that cannot be used as it is; the message names the file and the mend."""
+SEPARATOR = "\0"  # between the names of a sample's images: no file name holds it
+ROWS_AT_ONCE = 4096
+IMAGE_TOKENS = 576  # what an image costs beside text, for shards of like cost: LLaVA-1.5's number of visual tokens
+CHARACTERS_A_TOKEN = 4
 
 
 class Rejection(ValueError):
@@ -55,26 +61,6 @@ class Rejection(ValueError):
     def __init__(self, reason, detail):
         super().__init__(detail)
         self.reason = reason
-
-
-def read_records(path):
-    """Read a LLaVA JSON file: a list of records.
-
-    Raises:
-        DatasetError: no such file, not JSON, or not a list.
-    """
-    try:
-        with open(path, encoding="utf-8") as file:
-            records = json.load(file)
-    except FileNotFoundError:
-        raise DatasetError(f"{path} does not exist: set dataset.annotations to your LLaVA JSON file") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DatasetError(f"{path} is not valid JSON ({error}): write it again or repair that place") from None
-    if not isinstance(records, list) or not records:
-        raise DatasetError(
-            f"{path} must hold a JSON list of samples, and at least one; it holds {type(records).__name__}"
-        )
-    return records
 
 
 def check_record(record):
@@ -90,6 +76,8 @@ def check_record(record):
     Raises:
         Rejection: with its reason.
     """
+    if isinstance(record, Broken):
+        raise Rejection("malformed record", record.detail)
     if not isinstance(record, dict):
         raise Rejection("malformed record", f"a record must be an object, this one is {type(record).__name__}")
     images = record.get("image")
@@ -140,10 +128,13 @@ def _check_turns(turns):
 def build_manifest(records, images, *, shards, clusters=1, duplicate_ids="reject", decode_images=True, threads=1):
     """Sort the rows of a dataset into samples that can be used and samples that are set aside.
 
+    Records are read one at a time and none is kept: four million take some gigabytes, of names and numbers.
+
     Args:
-        records: list of LLaVA records, any JSON values.
+        records: iterable of LLaVA records, any JSON values.
         images: folder that image names are relative to.
-        shards: number of shards to divide the samples among, evenly and in order.
+        shards: number of shards to divide the samples among: samples of the same images in one shard,
+            shards of about the same cost.
         clusters: number of clusters that they will be divided into.
         duplicate_ids: "reject" sets later rows of an id aside; "digest" keeps them and names every
             sample whose id is not its own by a digest of its content.
@@ -151,39 +142,92 @@ def build_manifest(records, images, *, shards, clusters=1, duplicate_ids="reject
         threads: for checking images.
 
     Returns:
-        (manifest, rejected): tables as DESIGN.md describes them; every row is in exactly one.
+        (manifest, rejected): tables as DESIGN.md describes them; every row is in exactly one. The manifest
+        is in the order of the shards, samples of the same images side by side.
 
     Raises:
         DatasetError: no images folder, fewer samples than shards or clusters.
     """
     if not Path(images).is_dir():
         raise DatasetError(f"the images folder {images} does not exist: set dataset.images")
-    accepted, rejected = [], []
-    for position, record in enumerate(records):
-        try:
-            accepted.append({"position": position, **check_record(record)})
-        except Rejection as rejection:
-            rejected.append(_rejected_row(record, position, rejection.reason, str(rejection)))
-    accepted, duplicates = _name(accepted, records, duplicate_ids)
-    rejected += duplicates
-    faults = _check_images({name for row in accepted for name in row["images"]}, images, decode_images, threads)
-    kept = []
-    for row in accepted:
-        fault = next((faults[name] for name in row.pop("images") if name in faults), None)
-        if fault is None:
-            kept.append(row)
-        else:
-            rejected.append(
-                {"sample_id": row["sample_id"], "position": row["position"], "reason": fault[0], "detail": fault[1]}
-            )
+    accepted, rejected = _checked(records, digests=duplicate_ids == "digest")
+    accepted, duplicates = _name(accepted, duplicate_ids)
+    faults = _check_images(_names(accepted).unique(), images, decode_images, threads)
+    kept, with_faults = _without(accepted, faults)
+    rejected = [*rejected, *duplicates, *with_faults]
     if len(kept) < shards:
         raise DatasetError(f"{len(kept)} usable samples cannot fill {shards} shards: lower dataset.shards")
     if len(kept) < clusters:
         raise DatasetError(f"{len(kept)} usable samples cannot fill {clusters} clusters: lower clustering.k")
-    manifest = pd.DataFrame(kept, columns=list(MANIFEST_COLUMNS))
-    manifest["shard"] = np.arange(len(kept)) * shards // max(len(kept), 1)
+    manifest = assign_shards(kept, shards)[list(MANIFEST_COLUMNS)].astype(MANIFEST_COLUMNS)
     rejected.sort(key=lambda row: row["position"])
-    return manifest.astype(MANIFEST_COLUMNS), rejected_table(rejected)
+    return manifest, rejected_table(rejected)
+
+
+def assign_shards(samples, shards):
+    """Divide samples among shards: the table by shard, samples of the same images side by side.
+
+    Args:
+        samples: table with columns images, n_images, text_length, in the order of the dataset.
+        shards: number of shards.
+
+    Returns:
+        the table with a column shard, reordered. Shards differ in their estimated cost, tokens, by no more
+        than one group of samples; none is empty where there are as many groups as shards.
+    """
+    groups, first = _groups(samples)
+    cost = (samples["text_length"].to_numpy() + CHARACTERS_A_TOKEN - 1) // CHARACTERS_A_TOKEN
+    cost = cost + first * samples["n_images"].to_numpy() * IMAGE_TOKENS
+    of_groups = np.maximum(np.bincount(groups, weights=cost), 1) if len(groups) else np.zeros(0)
+    before = np.cumsum(of_groups) - of_groups / 2  # a group is where its middle is
+    shard = np.minimum((before * shards / max(of_groups.sum(), 1)).astype(np.int64), shards - 1)
+    count = len(of_groups)
+    if count >= shards:  # a group that is dearer than a shard leaves none empty
+        shard = np.maximum.accumulate(np.maximum(shard, np.arange(count) - (count - shards)))
+        shard = np.minimum(shard, np.arange(count))
+        shard = np.minimum.accumulate(shard - np.arange(count)) + np.arange(count)  # none is passed over
+    order = np.argsort(groups, kind="stable")
+    return samples.assign(shard=shard[groups]).iloc[order].reset_index(drop=True)
+
+
+def _groups(samples):
+    """(group of each sample, whether it is its first): samples of the same images are one group, others their own."""
+    names = samples["images"].mask(samples["n_images"] == 0)
+    groups = pd.factorize(names)[0]
+    alone = groups < 0
+    groups[alone] = groups.max(initial=-1) + 1 + np.arange(alone.sum())
+    groups = pd.factorize(groups)[0]  # in the order of their first samples
+    return groups, ~pd.Series(groups).duplicated().to_numpy()
+
+
+def _checked(records, *, digests):
+    """Table of the rows that can be used by themselves, and list of rejected rows of the others.
+
+    The table has the columns of `check_record`, position, and digest: of the content, where it may be needed.
+    """
+    parts, rows, rejected = [], [], []
+
+    def table():
+        return pd.DataFrame(rows, columns=list(CHECKED_COLUMNS)).astype(CHECKED_COLUMNS)
+
+    for position, record in enumerate(records):
+        try:
+            row = check_record(record)
+        except Rejection as rejection:
+            rejected.append(_rejected_row(record, position, rejection.reason, str(rejection)))
+            continue
+        wanted = digests or row["sample_id"] is None
+        digest = _content_digest(record) if wanted else None
+        rows.append({**row, "images": SEPARATOR.join(row["images"]), "position": position, "digest": digest})
+        if len(rows) == ROWS_AT_ONCE:
+            parts.append(table())
+            rows = []
+    return pd.concat([*parts, table()], ignore_index=True), rejected
+
+
+def _content_digest(record):
+    content = json.dumps(record, sort_keys=True, default=str).encode()
+    return hashlib.sha256(content).hexdigest()[:20]
 
 
 def rejected_table(rows):
@@ -217,27 +261,52 @@ def _rejected_row(record, position, reason, detail):
     return {"sample_id": identifier, "position": position, "reason": reason, "detail": detail}
 
 
-def _name(accepted, records, duplicate_ids):
-    """Give every sample a unique id; returns the samples kept and the rows of those that are not."""
-    counts = pd.Series([row["sample_id"] for row in accepted], dtype=object).value_counts()
-    seen, kept, duplicates = {}, [], []
-    for row in accepted:
-        identifier = row["sample_id"]
-        if identifier is not None and counts[identifier] > 1 and duplicate_ids == "reject":
-            if identifier in seen:
-                detail = f"row {seen[identifier]} has the same id"
-                duplicates.append(_rejected_row(records[row["position"]], row["position"], "duplicate id", detail))
-                continue
-            seen[identifier] = row["position"]
-        elif identifier is None or counts[identifier] > 1:
-            content = json.dumps(records[row["position"]], sort_keys=True).encode()
-            digest = hashlib.sha256(content).hexdigest()[:20]
-            while digest in seen or digest in counts:
-                digest += "+"  # the same content again, or an id that looks like a digest
-            seen[digest] = row["position"]
-            row["sample_id"] = digest
-        kept.append(row)
-    return kept, duplicates
+def _name(accepted, duplicate_ids):
+    """Give every sample a unique id; returns the table of samples kept, and the rows of those that are not."""
+    ids = accepted["sample_id"]
+    known = ids.notna()
+    duplicates = []
+    if duplicate_ids == "reject":
+        later = known & ids.duplicated()
+        first = accepted[known & ids.isin(ids[later].unique()) & ~later].set_index("sample_id")["position"]
+        for row in accepted[later].itertuples():
+            detail = f"row {first[row.sample_id]} has the same id"
+            duplicates.append(
+                {"sample_id": row.sample_id, "position": row.position, "reason": "duplicate id", "detail": detail}
+            )
+        accepted = accepted[~later]
+        by_digest = ~known[~later]
+    else:
+        by_digest = ~known | ids.duplicated(keep=False)
+    names, taken = accepted["sample_id"].copy(), set(ids[ids.str.len().between(20, 40)])
+    unnamed = accepted.index[by_digest]
+    given = []
+    for digest in accepted.loc[unnamed, "digest"]:
+        while digest in taken:
+            digest += "+"  # the same content again, or an id that looks like a digest
+        taken.add(digest)
+        given.append(digest)
+    names.loc[unnamed] = given
+    return accepted.assign(sample_id=names).reset_index(drop=True), duplicates
+
+
+def _names(samples):
+    """All image names of samples: one value a use."""
+    with_images = samples.loc[samples["n_images"] > 0, "images"]
+    return with_images.str.split(SEPARATOR, regex=False).explode()
+
+
+def _without(samples, faults):
+    """(samples whose images can all be used, rejected rows of the others)."""
+    names = _names(samples)
+    bad = names[names.isin(list(faults))]
+    bad = bad[~bad.index.duplicated()]  # of a sample the first
+    rows = [
+        {"sample_id": samples.at[i, "sample_id"], "position": samples.at[i, "position"],
+         "reason": faults[name][0], "detail": faults[name][1]}
+        for i, name in bad.items()
+    ]  # fmt: skip
+    return samples.drop(bad.index).reset_index(drop=True), rows
 
 
 def _check_images(names, folder, decode, threads):
@@ -250,13 +319,14 @@ def _check_images(names, folder, decode, threads):
             return error.reason, str(error)
         return None
 
-    names = sorted(names)
     progress = Progress(len(names), "checking images", unit="images")
     faults = {}
     with ThreadPoolExecutor(threads) as pool:
-        for name, found in zip(names, pool.map(fault, names, chunksize=64)):
-            if found:
-                faults[name] = found
-            progress.update(1)
+        for start in range(0, len(names), ROWS_AT_ONCE):
+            part = list(names[start : start + ROWS_AT_ONCE])
+            for name, found in zip(part, pool.map(fault, part)):
+                if found:
+                    faults[name] = found
+                progress.update(1)
     progress.close()
     return faults

@@ -10,6 +10,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, select_autoescape
 
 from coincide.chat import IMAGE_MARK
+from coincide.datasets import to_llava
 from coincide.files import replacing
 from coincide.images import ImageError, image_names, open_image
 from coincide.summary import AVERAGE, headline
@@ -28,7 +29,7 @@ def write_report(
     clusters,
     cluster_stats,
     coreset,
-    records,
+    dataset,
     images,
     figures,
     benchmarks,
@@ -41,7 +42,7 @@ def write_report(
         path: HTML file to write.
         summary, manifest, rejected, clusters, cluster_stats: tables of the run.
         coreset: the coreset whose samples are marked in the strips.
-        records: the dataset's records; their text is escaped.
+        dataset: the dataset, of `coincide.datasets`; its text is escaped.
         images: folder that image names are relative to.
         figures: dict of name -> SVG file.
         benchmarks: folders of Snakemake's benchmark files.
@@ -59,7 +60,7 @@ def write_report(
         figures={name: _data_url(Path(file).read_bytes(), "image/svg+xml") for name, file in figures.items()},
         stages=stage_times(benchmarks),
         shared=shared,
-        strips=_strips(manifest, clusters, cluster_stats, coreset, records, images),
+        strips=_strips(manifest, clusters, cluster_stats, coreset, dataset, images),
         kept=len(coreset),
         settings=yaml.safe_dump(settings, sort_keys=False, allow_unicode=True),
     )
@@ -102,19 +103,21 @@ def _headline(summary):
     return rows
 
 
-def _strips(manifest, clusters, cluster_stats, coreset, records, images):
+def _strips(manifest, clusters, cluster_stats, coreset, dataset, images):
     """A handful of clusters from the largest share to the smallest, with some members each."""
     by_share = cluster_stats[cluster_stats["size"] > 0].sort_values("share", ascending=False, kind="stable")
     chosen = by_share.iloc[np.unique(np.linspace(0, len(by_share) - 1, CLUSTERS_SHOWN).astype(int))]
     kept = set(coreset["sample_id"])
     table = clusters.merge(manifest[["sample_id", "source", "position"]], on="sample_id")
-    strips = []
+    strips, positions = [], set()
     for row in chosen.itertuples():
         members = table[table["cluster"] == row.cluster].assign(kept=lambda t: t["sample_id"].isin(kept))
         shown = members.sort_values(["kept", "similarity"], ascending=False, kind="stable")
         # picked ones first, half of the strip at most, then others, nearest to the centroid first
         picked, others = shown[shown["kept"]], shown[~shown["kept"]]
         shown = pd.concat([picked.head(max(SAMPLES_A_CLUSTER // 2, SAMPLES_A_CLUSTER - len(others))), others])
+        shown = list(shown.head(SAMPLES_A_CLUSTER).itertuples())
+        positions.update(member.position for member in shown)
         strips.append(
             {
                 "cluster": row.cluster,
@@ -123,14 +126,17 @@ def _strips(manifest, clusters, cluster_stats, coreset, records, images):
                 "transferability": row.transferability,
                 "density": row.density,
                 "sources": ", ".join(f"{name} {n}" for name, n in members["source"].value_counts().head(3).items()),
-                "members": [_member(m, records, images) for m in shown.head(SAMPLES_A_CLUSTER).itertuples()],
+                "members": shown,
             }
         )
+    wanted = sorted(positions)
+    records = dict(zip(wanted, map(to_llava, dataset.pick(wanted))))
+    for strip in strips:
+        strip["members"] = [_member(member, records[member.position], images) for member in strip["members"]]
     return strips
 
 
-def _member(member, records, images):
-    record = records[member.position]
+def _member(member, record, images):
     turns = [turn["value"].replace(IMAGE_MARK, "").strip() for turn in record["conversations"][:2]]
     names = image_names(record)
     return {

@@ -80,13 +80,25 @@ def coreset_table(clusters, indices, scores):
     )
 
 
-def coreset_records(coreset, manifest, records):
-    """The dataset's own records of a coreset, in the dataset's order."""
-    kept = manifest.loc[manifest["sample_id"].isin(coreset["sample_id"]), "position"]
-    return [records[position] for position in sorted(kept)]
+def coreset_positions(coreset, manifest):
+    """Rows of the dataset that a coreset keeps, ascending: (B,) int64."""
+    return np.sort(manifest.loc[manifest["sample_id"].isin(coreset["sample_id"]), "position"].to_numpy())
 
 
-def write_json(records, path):
-    """Write records as a LLaVA JSON file."""
+def write_json(value, path):
+    """Write a JSON value, whole or not at all."""
     with replacing(path) as part, open(part, "w", encoding="utf-8") as file:
-        json.dump(records, file, ensure_ascii=False, indent=1)
+        json.dump(value, file, ensure_ascii=False, indent=1)
+
+
+def write_records(records, path):
+    """Write an iterable of records as a JSON list, one at a time; returns how many."""
+    count = 0
+    with replacing(path) as part, open(part, "w", encoding="utf-8") as file:
+        file.write("[")
+        for record in records:
+            file.write(",\n" if count else "\n")
+            json.dump(record, file, ensure_ascii=False, indent=1, default=str)
+            count += 1
+        file.write("\n]\n")
+    return count

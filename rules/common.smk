@@ -68,6 +68,16 @@ def coresets(run, name):
     ]
 
 
+def coresets_in_own_format(run):
+    """Every coreset again, in the format of a dataset that is not JSON."""
+    json = runs.setting(run, "dataset.annotations").endswith(".json")
+    chosen = [(m, f) for m, f in selections(run) if m != "full" and not json]
+    return [
+        f"{runs.folder(run, 'coreset', method=m)}/coresets/{m}/{f}/dataset"
+        for m, f in chosen
+    ]
+
+
 def models(run):
     """Every finetuned model."""
     label = runs.setting(run, "target_model.label")

@@ -189,6 +189,25 @@ rule coreset:
         "../workflow_scripts/coreset.py"
 
 
+rule coreset_dataset:
+    input:
+        coreset=made_by(PICKS_OF, "coresets/{method}/{fraction}/coreset.parquet"),
+        manifest=made_by("merge", "manifest.parquet"),
+        annotations=given("dataset.annotations"),
+    output:
+        directory("results/{run}/coresets/{method}/{fraction}/dataset"),
+    log:
+        "results/{run}/logs/coreset_dataset/{method}-{fraction}.log",
+    benchmark:
+        "results/{run}/benchmarks/coreset_dataset/{method}-{fraction}.tsv"
+    conda:
+        "../envs/select.yaml"
+    envmodules:
+        *MODULES.select,
+    script:
+        "../workflow_scripts/coreset_dataset.py"
+
+
 rule cluster_stats:
     input:
         budgets=made_by(
@@ -213,4 +232,5 @@ rule cluster_stats:
 rule select:
     input:
         [coresets(run, "coreset.json") for run in runs],
+        [coresets_in_own_format(run) for run in runs],
         expand("results/{run}/cluster_stats.parquet", run=runs),

@@ -2,20 +2,21 @@
 
 import json
 
+import pandas as pd
 import pytest
 from conftest import make_record
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from coincide.datasets import DatasetError, read_records, to_llava
 from coincide.manifest import (
     REASONS,
-    DatasetError,
     Rejection,
+    assign_shards,
     build_manifest,
     check_record,
     check_rejected,
-    read_records,
     rejected_table,
 )
 
@@ -112,11 +113,41 @@ def test_shards_are_even_and_in_order(folder):
     records = [make_record(i, image=False) for i in range(10)]
     manifest, _ = build_manifest(records, folder, shards=3)
     assert manifest["shard"].is_monotonic_increasing
-    assert manifest["shard"].value_counts().sort_index().tolist() == [4, 3, 3]
+    assert manifest["shard"].value_counts().sort_index().tolist() == [3, 4, 3]
     with pytest.raises(DatasetError, match="lower dataset"):
         build_manifest(records, folder, shards=11)
     with pytest.raises(DatasetError, match="lower clustering"):
         build_manifest(records, folder, shards=1, clusters=11)
+
+
+def test_samples_of_an_image_go_to_one_shard_side_by_side(folder):
+    records = [{**make_record(i % 3), "id": f"s{i}"} for i in range(9)] + [make_record(20, image=False)]
+    manifest, _ = build_manifest(records, folder, shards=2)
+    assert manifest["position"].tolist() == [0, 3, 6, 1, 4, 7, 2, 5, 8, 9]
+    assert manifest.groupby("image")["shard"].nunique().tolist() == [1, 1, 1]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from(["", "a", "b", "c", "d"]), st.integers(1, 5000)), min_size=1, max_size=60),
+    st.integers(1, 8),
+)
+def test_shards_lose_nothing_and_are_of_like_cost(rows, shards):
+    samples = pd.DataFrame(rows, columns=["images", "text_length"])
+    samples["n_images"] = (samples["images"] != "").astype(int)
+    samples["position"] = range(len(samples))
+    given = assign_shards(samples, shards)
+    assert sorted(given["position"]) == list(range(len(rows)))
+    assert given["shard"].is_monotonic_increasing
+    with_image = given[given["n_images"] > 0]
+    assert (with_image.groupby("images")["shard"].nunique() == 1).all()
+    groups = with_image["images"].nunique() + (given["n_images"] == 0).sum()
+    if groups >= shards:
+        assert set(given["shard"]) == set(range(shards))
+    tokens = -(-given["text_length"] // 4) + 576 * ((given["n_images"] > 0) & ~given["images"].duplicated())
+    of_shards = tokens.groupby(given["shard"]).sum()
+    dearest = tokens.groupby(given["images"].where(given["n_images"] > 0, given["position"].astype(str))).sum().max()
+    assert of_shards.max() <= tokens.sum() / shards + 2 * dearest
 
 
 def test_too_many_rejected_stops_with_examples():
@@ -155,7 +186,10 @@ records = st.fixed_dictionaries(
     optional={
         "id": st.sampled_from(["a", "b", 1]) | json_values,
         "image": st.sampled_from(["folder/1.png", "folder/9.png", "\0", "a" * 5000]) | json_values,
+        "images": st.just(["folder/1.png"]) | json_values,
         "conversations": turns | json_values,
+        "messages": st.just([{"role": "user", "content": [{"type": "image"}]}]) | json_values,
+        "texts": st.just([{"user": "hi", "assistant": "ho"}]) | json_values,
     },
 )
 
@@ -167,7 +201,7 @@ def test_any_json_is_a_manifest_row_or_a_rejected_row(tmp_path_factory, rows, du
     (images / "folder").mkdir()
     Image.new("RGB", (4, 4)).save(images / "folder/1.png")
     good = make_record(1)
-    manifest, rejected = build_manifest([*rows, good], images, shards=1, duplicate_ids=duplicate_ids)
+    manifest, rejected = build_manifest(map(to_llava, [*rows, good]), images, shards=1, duplicate_ids=duplicate_ids)
     assert sorted([*manifest["position"], *rejected["position"]]) == list(range(len(rows) + 1))
     assert manifest["sample_id"].is_unique
     assert set(rejected["reason"]) <= set(REASONS)

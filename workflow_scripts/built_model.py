@@ -4,7 +4,7 @@ from coincide.jobs import start
 
 start(snakemake.log[0], snakemake.threads)
 
-from coincide.manifest import read_records
+from coincide.datasets import read_records
 from coincide.models import build_trained_model
 
 build_trained_model(

@@ -1,4 +1,4 @@
-"""Write a coreset in the dataset's own format, ready for a trainer."""
+"""Write the samples of a coreset as LLaVA JSON, ready for a trainer."""
 
 from coincide.jobs import start
 
@@ -6,12 +6,11 @@ start(snakemake.log[0], snakemake.threads)
 
 import pandas as pd
 
-from coincide.manifest import read_records
-from coincide.tables import coreset_records, write_json
+from coincide.datasets import coreset_records, open_dataset
+from coincide.tables import coreset_positions, write_records
 
-records = coreset_records(
-    pd.read_parquet(snakemake.input.coreset),
-    pd.read_parquet(snakemake.input.manifest),
-    read_records(snakemake.input.annotations),
+positions = coreset_positions(
+    pd.read_parquet(snakemake.input.coreset, columns=["sample_id"]),
+    pd.read_parquet(snakemake.input.manifest, columns=["sample_id", "position"]),
 )
-write_json(records, snakemake.output[0])
+write_records(coreset_records(open_dataset(snakemake.input.annotations), positions), snakemake.output[0])

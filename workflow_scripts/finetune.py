@@ -4,8 +4,8 @@ from coincide.jobs import start
 
 start(snakemake.log[0], snakemake.threads)
 
+from coincide.datasets import read_records
 from coincide.finetune import TrainingSettings, finetune
-from coincide.manifest import read_records
 
 names = snakemake.wildcards
 finetune(

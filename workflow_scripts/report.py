@@ -6,7 +6,7 @@ start(snakemake.log[0], snakemake.threads)
 
 import pandas as pd
 
-from coincide.manifest import read_records
+from coincide.datasets import open_dataset
 from coincide.report import write_report
 
 inputs = snakemake.input
@@ -18,7 +18,7 @@ write_report(
     clusters=pd.read_parquet(inputs.clusters),
     cluster_stats=pd.read_parquet(inputs.cluster_stats),
     coreset=pd.read_parquet(inputs.coreset),
-    records=read_records(inputs.annotations),
+    dataset=open_dataset(inputs.annotations),
     images=inputs.images,
     figures={name: inputs[name] for name in ("performance", "budgets", "sources", "similarity")},
     benchmarks=snakemake.params.benchmarks,

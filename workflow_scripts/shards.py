@@ -6,12 +6,12 @@ start(snakemake.log[0], snakemake.threads)
 
 import pandas as pd
 
-from coincide.manifest import read_records
+from coincide.datasets import open_dataset
 from coincide.shards import write_shards
 
 write_shards(
-    read_records(snakemake.input.annotations),
-    pd.read_parquet(snakemake.input.manifest),
+    open_dataset(snakemake.input.annotations),
+    pd.read_parquet(snakemake.input.manifest, columns=["sample_id", "shard", "position"]),
     snakemake.params.shards,
     snakemake.output[0],
 )
