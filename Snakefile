@@ -50,12 +50,13 @@ include: "rules/common.smk"
 
 localrules:
     all,
+    estimate,
     select,
     finetune,
     evaluate,
 
 
-# The few targets that people ask for: snakemake … select | finetune | evaluate | report
+# The few targets that people ask for: snakemake … estimate | select | finetune | evaluate | report
 rule all:
     default_target: True
     input:
@@ -64,6 +65,7 @@ rule all:
 
 include: "rules/dataset.smk"
 include: "rules/models.smk"
+include: "rules/estimate.smk"
 include: "rules/activations.smk"
 include: "rules/selection.smk"
 include: "rules/finetune.smk"
@@ -91,7 +93,7 @@ onstart:
 onsuccess:
     shell(
         "cat {} 2>/dev/null || true".format(
-            " ".join(f"results/{run}/summary.md" for run in runs)
+            " ".join(asked_for("summary.md", "estimate.md"))
         )
     )
 

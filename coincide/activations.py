@@ -246,14 +246,7 @@ def extract(
         for number, layer in enumerate(decoder_layers(model)):
             if number < max(layers) and number not in layers:
                 layer.compile(dynamic=True)
-    encoder = Encoder(
-        processor,
-        images,
-        image_token_id=image_token(model, processor),
-        prefix=fixed_prefix(processor),
-        max_tokens=max_tokens,
-    )
-    extractor = Extractor(model, processor, layers=layers, batch_tokens=batch_tokens)
+    extractor, encoder = _ready(model, processor, images, layers, batch_tokens, max_tokens)
     windows = [samples[i : i + WINDOW] for i in range(0, len(samples), WINDOW)]
     parts = _Parts(output, {**metadata, "max_tokens": max_tokens, "samples": samples_digest(_ids(samples))})
     done = parts.done(windows)
@@ -408,6 +401,30 @@ def extract_shard(
         workers=loader_workers(),
         compiled=compiled,
     )
+
+
+def open_extractor(
+    name, images, samples, *, revision, trust_remote_code, dtype, device, layers, batch_tokens, max_tokens
+):
+    """A reference model ready to be read: (Extractor, Encoder, numbers in an activation); see `extract`."""
+    model, processor = load_model(
+        name, revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code
+    )
+    layers = resolve_layers(layers, len(decoder_layers(model)))
+    extractor, encoder = _ready(model, processor, images, layers, batch_tokens, max_tokens)
+    _try_sharing(extractor, encoder, samples)
+    return extractor, encoder, 2 * len(layers) * model.config.get_text_config().hidden_size
+
+
+def _ready(model, processor, images, layers, batch_tokens, max_tokens):
+    encoder = Encoder(
+        processor,
+        images,
+        image_token_id=image_token(model, processor),
+        prefix=fixed_prefix(processor),
+        max_tokens=max_tokens,
+    )
+    return Extractor(model, processor, layers=layers, batch_tokens=batch_tokens), encoder
 
 
 def loader_workers():

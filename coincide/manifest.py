@@ -175,9 +175,8 @@ def assign_shards(samples, shards):
         the table with a column shard, reordered. Shards differ in their estimated cost, tokens, by no more
         than one group of samples; none is empty where there are as many groups as shards.
     """
-    groups, first = _groups(samples)
-    cost = (samples["text_length"].to_numpy() + CHARACTERS_A_TOKEN - 1) // CHARACTERS_A_TOKEN
-    cost = cost + first * samples["n_images"].to_numpy() * IMAGE_TOKENS
+    groups = _groups(samples["images"].mask(samples["n_images"] == 0))
+    cost = _tokens(samples, groups)
     of_groups = np.maximum(np.bincount(groups, weights=cost), 1) if len(groups) else np.zeros(0)
     before = np.cumsum(of_groups) - of_groups / 2  # a group is where its middle is
     shard = np.minimum((before * shards / max(of_groups.sum(), 1)).astype(np.int64), shards - 1)
@@ -190,14 +189,23 @@ def assign_shards(samples, shards):
     return samples.assign(shard=shard[groups]).iloc[order].reset_index(drop=True)
 
 
-def _groups(samples):
-    """(group of each sample, whether it is its first): samples of the same images are one group, others their own."""
-    names = samples["images"].mask(samples["n_images"] == 0)
+def estimated_tokens(manifest):
+    """(n,) tokens that reading each sample of a manifest takes, by a rule of thumb: images count once."""
+    return _tokens(manifest, _groups(manifest["image"].mask(manifest["n_images"] != 1)))
+
+
+def _tokens(samples, groups):
+    text = -(-samples["text_length"].to_numpy() // CHARACTERS_A_TOKEN)
+    first = ~pd.Series(groups).duplicated().to_numpy()
+    return text + first * samples["n_images"].to_numpy() * IMAGE_TOKENS
+
+
+def _groups(names):
+    """(n,) group of each sample, in the order of their first: those of one name together, without a name alone."""
     groups = pd.factorize(names)[0]
     alone = groups < 0
     groups[alone] = groups.max(initial=-1) + 1 + np.arange(alone.sum())
-    groups = pd.factorize(groups)[0]  # in the order of their first samples
-    return groups, ~pd.Series(groups).duplicated().to_numpy()
+    return pd.factorize(groups)[0]
 
 
 def _checked(records, *, digests):

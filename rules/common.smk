@@ -114,9 +114,14 @@ def model_files(section):
     return files
 
 
-def mini_mix_tasks(wildcards):
-    """The questions that the rule mini_mix writes, for groups with a task that asks them."""
-    tasks = runs.tasks(wildcards.run, wildcards.group)
+def tasks_of(run):
+    """All tasks of a run's evaluation."""
+    groups = runs.configs[run].evaluation.groups
+    return [task for group in groups for task in group.tasks]
+
+
+def questions_of(tasks):
+    """The questions that the rule mini_mix writes, for tasks that ask them."""
     asked = any(task.startswith("mini_mix") for task in tasks)
     return f"{MINI_MIX}/evaluation" if asked else []
 
@@ -134,6 +139,16 @@ def benchmark_folders(run):
     ]
     built = any(name in BUILT_MODELS for name in own)
     return [f"results/{run}/benchmarks", *["resources/benchmarks"] * built]
+
+
+def asked_for(*names):
+    """The files of these names that this start was to bring about."""
+    return [
+        path
+        for job in workflow.dag.jobs
+        for path in job.output
+        if os.path.basename(path) in names
+    ]
 
 
 def share_of_cores(wildcards):

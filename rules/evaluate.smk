@@ -4,7 +4,7 @@
 rule evaluate_model:
     input:
         model=made_by("finetune_model", "models/{target}/{method}/{fraction}/{seed}"),
-        data=mini_mix_tasks,
+        data=lambda wildcards: questions_of(runs.tasks(wildcards.run, wildcards.group)),
     output:
         results="results/{run}/evaluations/{target}/{method}/{fraction}/{seed}/{group}/results.json",
         samples=directory(
