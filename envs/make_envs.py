@@ -4,8 +4,20 @@ import re
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-COMMON = ["numpy", "pandas", "pyarrow", "xxhash", "pillow", "pydantic", "psutil", "pyyaml", "tqdm", "setuptools"]
-MODELS = ["torch", "torchvision", "transformers", "tokenizers", "safetensors", "accelerate", "datasets"]
+COMMON = [
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "ijson",
+    "xxhash",
+    "pillow",
+    "pydantic",
+    "psutil",
+    "pyyaml",
+    "tqdm",
+    "setuptools",
+]
+MODELS = ["torch", "torchvision", "transformers", "num2words", "tokenizers", "safetensors", "accelerate", "datasets"]
 STAGES = {
     "dataset": [*COMMON, "easy-vqa", "scikit-learn", "datasets"],
     "extract": [*COMMON, *MODELS],

@@ -53,7 +53,7 @@ def test_the_default_is_good_and_defaults_are_filled_in():
         ("reference_model.layers", [0.5, 1], r"reference_model\.layers: .* name a layer twice"),
         ("reference_model.dtype", "int4", r"reference_model\.dtype"),
         ("reference_model.name", "/no/such/model", r"reference_model\.name: the folder /no/such/model does not exist"),
-        ("dataset.annotations", "none.json", r"dataset\.annotations: none\.json does not exist; give"),
+        ("dataset.annotations", "none.json", r"dataset\.annotations: none\.json does not exist: set"),
         ("dataset.images", "none", r"dataset\.images: the folder none does not exist; give"),
         ("run", "../elsewhere", r"run: "),
         ("run", None, r"run: "),

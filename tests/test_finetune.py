@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import sysconfig
+import venv
 
 import numpy as np
 import pytest
@@ -128,6 +130,15 @@ def questions(tmp_path_factory):
     return folder
 
 
+def other_environment(folder):
+    """Python of another environment, which has the same packages by a path, and leaves a mark when it runs."""
+    venv.create(folder / "other", with_pip=False)
+    site = next((folder / "other/lib").glob("python*/site-packages"))
+    (site / "packages.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+    (site / "sitecustomize.py").write_text(f"open({str(folder / 'was-here')!r}, 'a').close()\n")
+    return str(folder / "other/bin/python")
+
+
 def test_batched_answers_are_those_of_llava_hf_one_by_one(tiny_model, tiny_data, questions, tmp_path, monkeypatch):
     """The whole of lmms-eval, three times: the batched model, the same at batch size 1, and llava_hf."""
     from conftest import REPO
@@ -140,8 +151,8 @@ def test_batched_answers_are_those_of_llava_hf_one_by_one(tiny_model, tiny_data,
     model = run(tiny_model, tiny_data, tmp_path, "m", epochs=8.0, learning_rate=3e-3, save_every=1000)
     tasks = ["mini_mix_easy_vqa", "mini_mix_bar_chart"]  # llava_hf can't take questions without an image
 
-    def ask(name, backend, batch_size, tasks):
-        options = {"device": "cpu", "dtype": "float32", "include_path": REPO / "config/tasks"}
+    def ask(name, backend, batch_size, tasks, **more):
+        options = {"device": "cpu", "dtype": "float32", "include_path": REPO / "config/tasks", **more}
         evaluate(model, tasks, output=tmp_path / name, backend=backend, batch_size=batch_size, **options)
         answers = {}
         for path in sorted((tmp_path / name / "samples").iterdir()):
@@ -159,6 +170,9 @@ def test_batched_answers_are_those_of_llava_hf_one_by_one(tiny_model, tiny_data,
     assert {task: scores[task] for task in tasks} == their_scores
     assert len(set(batched.values())) > 1  # the model does say different things
     assert np.isfinite(list(scores.values())).all()
+    elsewhere, _ = ask("elsewhere", "coincide", 8, tasks[:1], python=other_environment(tmp_path))
+    assert (tmp_path / "was-here").exists()
+    assert elsewhere == {k: v for k, v in batched.items() if k in elsewhere}
     with pytest.raises(EvaluationError, match="ended with code"):
         ask("none", "coincide", 1, ["no_such_task"])
 
