@@ -16,7 +16,7 @@ from coincide.chat import ChatError, Masks, encode, encode_again, render
 from coincide.images import ImageError, image_names, open_image
 
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
-AHEAD = 64  # groups of samples that a worker prepares ahead of the model
+AHEAD = 512  # groups of samples that are ready ahead of the model, all workers together
 
 
 @dataclass
@@ -160,7 +160,7 @@ def encoded_groups(groups, encoder, workers):
             batch_size=None,
             collate_fn=list,
             num_workers=workers,
-            prefetch_factor=AHEAD if workers else None,
+            prefetch_factor=max(2, AHEAD // workers) if workers else None,
             multiprocessing_context="fork" if workers else None,
             worker_init_fn=_end_with_parent,
         )

@@ -9,6 +9,7 @@ from conftest import make_record
 from PIL import Image
 
 from coincide import figures
+from coincide.datasets import open_dataset
 from coincide.manifest import build_manifest, rejected_table
 from coincide.report import stage_times, write_report
 from coincide.summary import as_text, headline, read_results, relative_performance
@@ -86,7 +87,9 @@ def test_the_report_escapes_dataset_text_and_needs_no_network(summary, tmp_path)
         record["conversations"][0]["value"] += evil
         record["conversations"][1]["value"] = evil
     records[3]["id"] = '"><img src=x onerror=alert(1)>'
-    manifest, _ = build_manifest(records, tmp_path, shards=1)
+    (tmp_path / "data.json").write_text(json.dumps(records))
+    dataset = open_dataset(tmp_path / "data.json")
+    manifest, _ = build_manifest(dataset, tmp_path, shards=1)
     rejected = rejected_table([{"sample_id": evil, "position": 99, "reason": "missing image", "detail": evil}])
     clusters = pd.DataFrame(
         {"sample_id": manifest["sample_id"], "cluster": [i % 4 for i in range(20)], "similarity": 0.5}
@@ -110,10 +113,11 @@ def test_the_report_escapes_dataset_text_and_needs_no_network(summary, tmp_path)
         clusters=clusters,
         cluster_stats=stats,
         coreset=coreset,
-        records=records,
+        dataset=dataset,
         images=tmp_path,
         figures=drawn,
-        benchmarks=tmp_path / "benchmarks",
+        benchmarks=[tmp_path / "benchmarks"],
+        shared={evil: ["manifest"]},
         settings={"run": "x<y"},
     )
     page = (tmp_path / "report.html").read_text()
