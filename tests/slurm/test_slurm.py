@@ -59,7 +59,7 @@ def small_profile(folder, rule="activations", **resources):
                 of_rule[name] = f"{size} * attempt"
     profile["set-threads"] = dict.fromkeys(profile["set-threads"], 1)
     profile |= {
-        "slurm-init-seconds-before-status-checks": 7,
+        "slurm-init-seconds-before-status-checks": 3,
         "latency-wait": 20,
         "max-status-checks-per-second": 1,
     }
