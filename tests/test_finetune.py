@@ -170,6 +170,7 @@ def test_batched_answers_are_those_of_llava_hf_one_by_one(tiny_model, tiny_data,
     assert {task: scores[task] for task in tasks} == their_scores
     assert len(set(batched.values())) > 1  # the model does say different things
     assert np.isfinite(list(scores.values())).all()
+    monkeypatch.setenv("PYTHONPATH", str(REPO))  # as the workflow does it
     elsewhere, _ = ask("elsewhere", "coincide", 8, tasks[:1], python=other_environment(tmp_path))
     assert (tmp_path / "was-here").exists()
     assert elsewhere == {k: v for k, v in batched.items() if k in elsewhere}
