@@ -118,7 +118,7 @@ class Json:
     own_format = False  # a coreset.json is of this format already
 
     def __init__(self, path):
-        self.path, self.root = Path(path), Path(path).parent
+        self.path = Path(path)
 
     def raw(self):
         """Records as they stand in the file.
@@ -194,7 +194,6 @@ class _Files:
     def __init__(self, path, suffix):
         path = Path(path)
         self.files = sorted(path.glob(f"*{suffix}")) if path.is_dir() else [path]
-        self.root = path if path.is_dir() else path.parent
 
     def __iter__(self):
         return map(to_llava, self.raw())
