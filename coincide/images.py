@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 MAX_PIXELS = 100_000_000  # above this an image is refused as a decompression bomb
 IN_A_FILE = re.compile(r"(?P<file>.+\.(?:parquet|tar))#(?P<first>\d+)(?P<kind>[.+])(?P<second>\d+)")
@@ -55,6 +55,7 @@ def open_image(folder, name, *, decode=True):
     Raises:
         ImageError: path outside the folder, missing, unreadable, truncated, or too many pixels.
     """
+    ImageFile.LOAD_TRUNCATED_IMAGES = False  # importing lmms-eval sets it, and half an image would pass as whole
     try:
         with _source(folder, name) as source, Image.open(source) as image:
             if image.width * image.height > MAX_PIXELS:

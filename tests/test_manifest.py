@@ -7,7 +7,7 @@ import pytest
 from conftest import make_record
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFile
 
 from coincide.datasets import DatasetError, read_records, to_llava
 from coincide.manifest import (
@@ -69,7 +69,9 @@ def poisoned(folder):
     ]  # fmt: skip
 
 
-def test_each_fault_gets_its_reason(folder):
+@pytest.mark.parametrize("tolerant", [False, True])
+def test_each_fault_gets_its_reason(folder, monkeypatch, tolerant):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", tolerant)  # as other packages leave it
     rows = poisoned(folder)
     manifest, rejected = build_manifest([record for record, _ in rows], folder, shards=1)
     assert manifest["sample_id"].tolist() == ["s1"]
