@@ -1,12 +1,16 @@
 """Spherical k-means over activations (paper section 3.2; DESIGN step 2)."""
 
 import logging
+import os
 import time
 import warnings
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import numpy as np
 
+from coincide.devices import cuda_devices
 from coincide.lloyd import READ, Lloyd
 from coincide.progress import Progress
 from coincide.rows import Rows, unit_rows
@@ -17,6 +21,7 @@ log = logging.getLogger(__name__)
 IN_MEMORY_AT_MOST = 8 * 2**30  # bytes of rows for which "auto" takes memory
 REPAIR_ROUNDS = 10
 SAME = 1e-6  # a row this close to its centroid is not worth a cluster of its own
+CUML_BUFFER = 2**16  # rows that cuML takes to the device at once, where they do not fit it
 STALLED = 1e-7  # gain in mean similarity below which another iteration is not worth it
 
 
@@ -45,7 +50,7 @@ def spherical_kmeans(x, k, *, iterations=50, seed=0, backend="auto", fit_rows=No
     the row that its centroid serves worst. Where x has fewer distinct rows than k, clusters stay
     empty: they are removed and a warning says how many are left. Zero rows belong to cluster 0 with
     similarity 0. The same seed gives the same labels for any number of threads, for rows in memory
-    and on disk, however they are split, with the backends memory and stream; theirs are the labels
+    and on disk, however they are split, with the backends memory, stream and torch; theirs are the labels
     of plain float32 Lloyd iterations with close calls decided in float64.
 
     Args:
@@ -55,8 +60,10 @@ def spherical_kmeans(x, k, *, iterations=50, seed=0, backend="auto", fit_rows=No
         iterations: Lloyd iterations at most.
         seed: of the first centroids.
         backend: "memory" (CPU, 3 bytes a number of a float16 row), "stream" (CPU, rows on disk are read at
-            each iteration), "faiss" (CPU, faiss.Kmeans, 4 bytes a number), "cuml" (GPU), or "auto":
-            cuml where a CUDA device and cuml are at hand, else memory up to 8 GiB, else stream.
+            each iteration), "faiss" (CPU, faiss.Kmeans, 4 bytes a number), "torch" (all GPUs that are visible,
+            in half precision, close calls decided in float64: the labels of memory; 2 bytes a number, or
+            streamed), "cuml" (GPUs, 4 bytes a number), or "auto": with a CUDA device cuml where it is installed
+            and the rows fit, else torch; without one memory up to 8 GiB, else stream.
         fit_rows: fit on a sample of this many rows and assign all; None: fit on all.
         stalled: gain in mean similarity at or below which iterations end early; 0 goes on until no
             row changes its cluster. Not used by faiss.
@@ -88,8 +95,7 @@ def spherical_kmeans(x, k, *, iterations=50, seed=0, backend="auto", fit_rows=No
     if fit_rows is not None and fit_rows < n:
         fitted = Rows(rows.take(np.sort(np.random.default_rng(seed).choice(n, size=fit_rows, replace=False))))
     if backend == "auto":
-        fits = 3 * len(fitted) * d <= IN_MEMORY_AT_MOST
-        backend = "cuml" if _cuml_is_usable() else "memory" if fits else "stream"
+        backend = _usual_backend(fitted, k)
     log.info("k-means: %d rows of %d numbers, %d clusters, backend %s", len(fitted), d, k, backend)
     start = time.monotonic()
     seeds = first_centroids(fitted, k, seed)
@@ -101,8 +107,8 @@ def spherical_kmeans(x, k, *, iterations=50, seed=0, backend="auto", fit_rows=No
     return _finish(state, objective)
 
 
-def _iterate(rows, seeds, iterations, stalled, keep):
-    state, objective = Lloyd(rows, seeds, keep=keep), []
+def _iterate(state, iterations, stalled):
+    rows, objective = state.rows, []
     progress = Progress(iterations * len(rows), "k-means", unit="rows")
     for i in range(iterations):
         changed = state.assign(progress)
@@ -128,11 +134,17 @@ def _iterate(rows, seeds, iterations, stalled, keep):
 
 
 def _memory(rows, seeds, iterations, seed, stalled):
-    return _iterate(rows.in_memory(), seeds, iterations, stalled, keep=True)
+    return _iterate(Lloyd(rows.in_memory(), seeds, keep=True), iterations, stalled)
 
 
 def _stream(rows, seeds, iterations, seed, stalled):
-    return _iterate(rows, seeds, iterations, stalled, keep=False)
+    return _iterate(Lloyd(rows, seeds, keep=False), iterations, stalled)
+
+
+def _torch(rows, seeds, iterations, seed, stalled):
+    from coincide.device_lloyd import DeviceLloyd
+
+    return _iterate(DeviceLloyd(rows, seeds, cuda_devices() or ["cpu"]), iterations, stalled)
 
 
 def _repair(state):
@@ -184,48 +196,94 @@ def _faiss(rows, seeds, iterations, seed, stalled):
 
 
 def _cuml(rows, seeds, iterations, seed, stalled):
+    # cuML knows L2 alone. On unit rows the nearest unit centroid is the one with the largest dot
+    # product, so one round at a time with centroids put back on the sphere is spherical k-means.
+    with _cuml_rounds(rows, len(seeds), seed) as fitted:
+        centroids, objective = seeds, []
+        for _ in range(iterations):
+            found, inertia = fitted(centroids)
+            centroids = unit_rows(found)
+            # mean |x - c|² = 2 - 2 · mean similarity with the centroids that the round began with
+            objective.append(1 - inertia / (2 * len(rows)))
+            log.info("k-means: iteration %d, mean similarity %.7f", len(objective), objective[-1])
+            if len(objective) > 1 and objective[-1] - objective[-2] <= stalled:
+                log.info("k-means: the objective stalls, ending after %d of %d iterations", len(objective), iterations)
+                break
+    return Lloyd(rows, centroids), tuple(objective)
+
+
+@contextmanager
+def _cuml_rounds(rows, k, seed):
+    """A function centroids -> (centroids after one L2 iteration, sum of squared distances before it), by cuML.
+
+    On one GPU; on all that are visible, through dask, where dask-cuda is installed.
+    """
     try:
         import cupy
         from cuml.cluster import KMeans
     except ImportError as error:
         raise ImportError(
-            "clustering backend 'cuml' needs the packages cuml and cupy; install them or set the backend to memory"
+            "clustering backend 'cuml' needs the packages cuml and cupy; install them, or set the backend to torch"
         ) from error
-    # cuML knows L2 alone. On unit rows the nearest unit centroid is the one with the largest dot
-    # product, so one round at a time with centroids put back on the sphere is spherical k-means.
-    data, centroids, objective = cupy.asarray(_unit_rows_in_memory(rows)), cupy.asarray(seeds), []
-    for _ in range(iterations):
-        kmeans = KMeans(n_clusters=len(seeds), init=centroids, n_init=1, max_iter=1, random_state=seed)
-        kmeans.fit(data)
-        centroids = cupy.asarray(kmeans.cluster_centers_)
-        centroids /= cupy.linalg.norm(centroids, axis=1, keepdims=True)
-        # mean |x - c|² = 2 - 2 · mean similarity with the centroids that the round began with
-        objective.append(1 - float(kmeans.inertia_) / (2 * len(rows)))
-        log.info("k-means: iteration %d, mean similarity %.7f", len(objective), objective[-1])
-        if len(objective) > 1 and objective[-1] - objective[-2] <= stalled:
-            log.info("k-means: the objective stalls, ending after %d of %d iterations", len(objective), iterations)
-            break
-    return Lloyd(rows, cupy.asnumpy(centroids)), tuple(objective)
+    _check_memory(rows)
+    # seeds are given: cuML would fit ten times, and copy all rows to draw seeds of its own
+    options = {"n_clusters": k, "n_init": 1, "max_iter": 1, "random_state": seed}
+    devices = cuda_devices()
+    with ExitStack() as stack:
+        if len(devices) > 1 and find_spec("dask_cuda"):
+            import dask.array
+            from cuml.dask.cluster import KMeans
+            from dask.distributed import Client, wait
+            from dask_cuda import LocalCUDACluster
+
+            options["client"] = client = stack.enter_context(Client(stack.enter_context(LocalCUDACluster())))
+            chunks = (-(-len(rows) // len(devices)), rows.shape[1])
+            data = dask.array.from_array(_unit_rows_in_memory(rows), chunks=chunks).map_blocks(cupy.asarray)
+            wait(data := client.persist(data))
+        elif _float32_fits(rows, k):
+            data = cupy.asarray(_unit_rows_in_memory(rows))
+        else:
+            data, options["device_buffer_samples"] = _unit_rows_in_memory(rows), CUML_BUFFER
+
+        def fitted(centroids):
+            kmeans = KMeans(init=cupy.asarray(centroids), **options)
+            kmeans.fit(data)
+            return cupy.asnumpy(kmeans.cluster_centers_), float(kmeans.inertia_)
+
+        yield fitted
 
 
-BACKENDS = {"memory": _memory, "stream": _stream, "faiss": _faiss, "cuml": _cuml}
+def _check_memory(rows):
+    """Refuse rows that cuML cannot be given: it takes float32, which they are made into first."""
+    needed, there = 4 * len(rows) * rows.shape[1], os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > there:
+        raise MemoryError(
+            f"clustering backend 'cuml' needs {needed / 2**30:.0f} GiB for the rows in float32, "
+            f"{there / 2**30:.0f} GiB are free: take backend torch, which leaves them float16 and streams them, "
+            "or set clustering.fit_rows"
+        )
+
+
+def _float32_fits(rows, k):
+    import torch
+
+    from coincide.device_lloyd import fits
+
+    return fits(torch.device("cuda"), *rows.shape, k, row_bytes=4)
+
+
+BACKENDS = {"memory": _memory, "stream": _stream, "faiss": _faiss, "torch": _torch, "cuml": _cuml}
 
 
 def _unit_rows_in_memory(rows):
     return np.concatenate([unit_rows(block.astype(np.float32)) for _, block in rows.blocks(READ)])
 
 
-def _cuml_is_usable():
-    from importlib.util import find_spec
-
-    if find_spec("cuml") is None or find_spec("cupy") is None:
-        return False
-    import cupy
-
-    try:
-        return cupy.cuda.runtime.getDeviceCount() > 0
-    except cupy.cuda.runtime.CUDARuntimeError:
-        return False
+def _usual_backend(rows, k):
+    if cuda_devices():
+        installed = find_spec("cuml") is not None and find_spec("cupy") is not None
+        return "cuml" if installed and _float32_fits(rows, k) else "torch"
+    return "memory" if 3 * len(rows) * rows.shape[1] <= IN_MEMORY_AT_MOST else "stream"
 
 
 def _finish(state, objective):

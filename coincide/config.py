@@ -174,7 +174,7 @@ class Clustering(Section):
     k: Count = Field(description="number of clusters; the paper has about one for 66 samples")
     iterations: Count = 50
     seed: Size = 0
-    backend: Literal["auto", "memory", "stream", "faiss", "cuml"] = "auto"
+    backend: Literal["auto", "memory", "stream", "faiss", "torch", "cuml"] = "auto"
     fit_rows: Count | None = Field(None, description="fit on this many rows drawn at random, then assign all")
 
 
@@ -190,6 +190,7 @@ class Selection(Section):
     exclude_above: Annotated[float, Field(ge=-1, le=1, strict=True)] = Field(
         0.9, description="cosine above which clusters count as near-copies"
     )
+    device: Device = Field("auto", description="of transferability, density and picks; same result")
     seed: Size = Field(0, description="of the methods that draw at random")
 
 

@@ -37,6 +37,7 @@ def select(
     gamma=1.0,
     blocks=None,
     exclude_above=0.9,
+    device="cpu",
 ):
     """Select a fraction of the samples by transferability and density of their clusters.
 
@@ -50,6 +51,7 @@ def select(
         gamma: kernel width γ of density and picks.
         blocks: columns for transferability (see `transferability`).
         exclude_above: cosine above which centroids count as near-copies.
+        device: torch device of the three steps; see `density`.
 
     Returns:
         Coreset.
@@ -72,15 +74,15 @@ def select(
     if len(sizes) != len(centroids):
         raise ValueError(f"labels reach cluster {labels.max()}, there are {len(centroids)} centroids")
     densities = np.full(len(sizes), np.nan)  # clusters after the last label are empty
-    densities[: labels.max() + 1] = density(x, labels, gamma=gamma)
+    densities[: labels.max() + 1] = density(x, labels, gamma=gamma, device=device)
     stats = cluster_stats(
         sizes,
-        transferability(centroids, blocks=blocks, exclude_above=exclude_above),
+        transferability(centroids, blocks=blocks, exclude_above=exclude_above, device=device),
         densities,
         temperature=temperature,
     )
     stats = add_budget(stats, fraction, temperature=temperature)
-    indices = pick_members(x, labels, stats, gamma=gamma)
+    indices = pick_members(x, labels, stats, gamma=gamma, device=device)
     return Coreset(indices, stats)
 
 
@@ -104,7 +106,7 @@ def add_budget(stats, fraction, *, temperature=0.1):
     return stats.assign(budget=allocate(scores, stats["size"], budget, temperature=temperature))
 
 
-def pick_members(x, labels, stats, *, gamma=1.0, clusters=None):
+def pick_members(x, labels, stats, *, gamma=1.0, clusters=None, device="cpu"):
     """Greedy MMD picks of every cluster, clusters from the largest share to the smallest.
 
     Args:
@@ -113,6 +115,7 @@ def pick_members(x, labels, stats, *, gamma=1.0, clusters=None):
         stats: table with columns share and budget, row i for cluster i.
         gamma: kernel width γ.
         clusters: (m,) the clusters to pick from; None: all.
+        device: as `density` takes it.
 
     Returns:
         (B,) int64 rows of x.
@@ -121,11 +124,18 @@ def pick_members(x, labels, stats, *, gamma=1.0, clusters=None):
     budgets = stats["budget"].to_numpy()
     order = _by_share(stats)
     order = order[(budgets[order] > 0) & (np.isin(order, clusters) if clusters is not None else True)]
+    members, budgets = [members[c] for c in order], budgets[order]
 
     def pick(i, rows):
-        return members[order[i]][greedy_picks(ClusterKernel(rows, gamma=gamma), budgets[order[i]])]
+        return greedy_picks(ClusterKernel(rows, gamma=gamma), budgets[i])
 
-    picked = list(map_clusters(pick, x, [members[c] for c in order], "picks"))
+    if device != "cpu":
+        from coincide.device_kernel import picks_on
+
+        picked = picks_on(device, x, members, budgets, gamma=gamma)
+    else:
+        picked = map_clusters(pick, x, members, "picks")
+    picked = [own[places] for own, places in zip(members, picked)]
     return np.concatenate(picked) if picked else np.empty(0, dtype=np.int64)
 
 

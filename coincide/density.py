@@ -6,7 +6,7 @@ from coincide.kernel import ClusterKernel
 from coincide.rows import Rows, map_clusters, members_by_cluster
 
 
-def density(x, labels, *, gamma=1.0, clusters=None):
+def density(x, labels, *, gamma=1.0, clusters=None, device="cpu"):
     """Mean Gaussian kernel over all ordered pairs of each cluster's members, each with itself included.
 
     D_i = 1/|C_i|² · sum over x, y in C_i of exp(-|x - y|² / (2γ²)).
@@ -17,6 +17,7 @@ def density(x, labels, *, gamma=1.0, clusters=None):
         labels: (n,) integer cluster of each row; K is the largest label plus one.
         gamma: kernel width γ.
         clusters: (m,) the clusters asked for; None: all K.
+        device: torch device; "cpu" works on clusters one by one, another on many at a time.
 
     Returns:
         (K,) or (m,) float64 in (0, 1]; 1 for a cluster of one, NaN for an empty cluster.
@@ -35,6 +36,10 @@ def density(x, labels, *, gamma=1.0, clusters=None):
         raise ValueError(f"labels has shape {labels.shape}, x has {len(x)} rows")
     members = members_by_cluster(labels, labels.max() + 1)
     members = members if clusters is None else [members[c] for c in clusters]
+    if device != "cpu":
+        from coincide.device_kernel import densities_on
+
+        return densities_on(device, x, members, gamma=gamma)
     return np.array(list(map_clusters(lambda i, rows: _density(rows, gamma), x, members, "density")))
 
 

@@ -8,8 +8,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+from coincide.devices import pick_device
 from coincide.files import replacing
-from coincide.models import is_adapter, load_model, pick_device
+from coincide.models import is_adapter, load_model
 from coincide.results import EvaluationError, read_scores
 
 log = logging.getLogger(__name__)

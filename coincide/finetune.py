@@ -18,10 +18,11 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from coincide.chat import encode, render, text_length
+from coincide.devices import pick_device
 from coincide.files import replacing
 from coincide.images import image_names, open_image
 from coincide.launch import arguments_of, launch
-from coincide.models import load_model, pick_device, weights_digest
+from coincide.models import load_model, weights_digest
 from coincide.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ def finetune(model_name, records, images, *, settings, seed, output, checkpoints
         model_options: further arguments of `load_model`.
     """
     world = settings.processes * settings.nodes
-    if settings.sharding == "fsdp" and pick_device(settings.device).type == "cpu":
+    if settings.sharding == "fsdp" and pick_device(settings.device) == "cpu":
         raise DeviceError("sharding fsdp needs GPUs: on a CPU it would be passed over; set training.sharding to none")
     if world > 1 and "LOCAL_RANK" not in os.environ:
         arguments = {
@@ -109,7 +110,7 @@ def finetune(model_name, records, images, *, settings, seed, output, checkpoints
         model = _with_lora(model, settings.lora)
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    on_cpu = pick_device(settings.device).type == "cpu"
+    on_cpu = pick_device(settings.device) == "cpu"
     trainer = Trainer(
         model=model,
         args=TrainingArguments(

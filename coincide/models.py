@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from coincide.devices import pick_device
 from coincide.files import replacing
 
 ADAPTER = "adapter_config.json"  # what peft writes beside an adapter
@@ -35,13 +36,6 @@ CHAT_TEMPLATE = """\
 {% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}\
 {% endfor %}\
 {% if add_generation_prompt %} ASSISTANT:{% endif %}"""
-
-
-def pick_device(name):
-    """Torch device for "auto", "cpu" or "cuda"; "auto" takes the GPU where there is one."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
 
 
 def load_model(name, *, revision=None, dtype="float32", device="auto", trust_remote_code=False):

@@ -1,6 +1,9 @@
 """Spherical k-means against a plain one at every iteration, and its edge cases."""
 
+import sys
+from functools import partial
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numba
 import numpy as np
@@ -9,13 +12,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import coincide
-from coincide import lloyd
+from coincide import clusters, device_lloyd, lloyd
+from coincide.device_lloyd import DeviceLloyd
 from coincide.lloyd import Lloyd
 from coincide.rows import Rows, unit_rows
 from coincide.seeding import _Nearness, draw_rows, first_centroids
 from coincide.storage import Activations, write_activations
 
-EVERY_WAY = [{"int8": True}, {"int8": True, "keep": True}, {"int8": False}]
+EVERY_WAY = [
+    partial(Lloyd, int8=True),
+    partial(Lloyd, int8=True, keep=True),
+    partial(Lloyd, int8=False),
+    # the numbers of half-precision products with float32 sums, on the CPU
+    partial(DeviceLloyd, devices=["cpu"]),
+    partial(DeviceLloyd, devices=["cpu", "cpu"], resident=False),
+]
 
 
 def blobs(n=300, k=6, d=8, seed=0):
@@ -52,9 +63,11 @@ def stored(folder, x, parts=5):
 @pytest.mark.parametrize(("dtype", "k"), [(np.float16, 25), (np.float32, 25), (np.float16, 3)])
 def test_labels_are_those_of_plain_lloyd_at_every_iteration(how, dtype, k, monkeypatch):
     monkeypatch.setattr(lloyd, "READ", 97)
+    monkeypatch.setattr(device_lloyd, "BLOCK", 97)
+    monkeypatch.setattr(device_lloyd, "AT_ONCE", 24 * 8 * 31)
     x = cloud(dtype=dtype)
     seeds = unit_rows(x[:k].astype(np.float32))
-    state, before, spared = Lloyd(Rows(x), seeds, **how), 0, False
+    state, before, spared = how(Rows(x), seeds), 0, how.func is DeviceLloyd
     for labels, centroids, objective in plain_lloyd(x, seeds, 40):
         state.assign()
         assert (state.labels == labels).all()
@@ -77,7 +90,7 @@ def test_labels_are_those_of_plain_lloyd_for_small_data_of_any_shape(n, d, k, se
     if not len(x):
         return
     k = min(k, len(x))
-    state = Lloyd(Rows(x), unit_rows(x[:k]), **how)
+    state = how(Rows(x), unit_rows(x[:k]))
     for _ in range(5):
         state.assign()
         # as the exact products say, up to their own rounding
@@ -99,7 +112,7 @@ def test_finds_separate_groups_and_keeps_its_promises():
     np.testing.assert_allclose(scores.max(axis=1), clustering.similarity, atol=1e-5)
 
 
-@pytest.mark.parametrize("backend", ["memory", "stream", "faiss"])
+@pytest.mark.parametrize("backend", ["memory", "stream", "faiss", "torch"])
 def test_every_backend_is_as_good_as_the_plain_one(backend):
     x = cloud(400, 10)
     seeds = first_centroids(Rows(x), 8, 0)
@@ -131,6 +144,9 @@ def test_threads_blocks_and_place_do_not_change_a_bit(tmp_path, monkeypatch):
         same(coincide.spherical_kmeans(x, 30, seed=4))
     finally:
         numba.set_num_threads(threads)
+    monkeypatch.setattr(device_lloyd, "BLOCK", 101)
+    for place in (x, stored(tmp_path, x)):
+        same(coincide.spherical_kmeans(place, 30, seed=4, backend="torch"))
 
 
 def test_permuting_the_rows_permutes_the_labels_of_given_centroids():
@@ -269,8 +285,39 @@ def test_names_the_missing_package():
             coincide.spherical_kmeans(np.eye(3, dtype=np.float32), 2, backend="cuml")
 
 
-def test_ties_go_to_the_lowest_cluster():
-    state = Lloyd(Rows(np.eye(2, dtype=np.float32)), np.array([[1, 0], [1, 0], [0, 1]], np.float32))
+class _L2KMeans:
+    """cuml.cluster.KMeans as it is called, by scikit-learn: cuML is not tested, but what is made of it."""
+
+    def __init__(self, *, n_clusters, init, n_init, max_iter, random_state):
+        from sklearn.cluster import KMeans
+
+        assert (n_init, max_iter) == (1, 1)
+        self.of, self.init = KMeans(n_clusters, init=init, n_init=1, max_iter=1, random_state=random_state), init
+
+    def fit(self, x):
+        distances = ((x[:, None] - self.init) ** 2).sum(axis=2)
+        self.cluster_centers_, self.inertia_ = self.of.fit(x).cluster_centers_, distances.min(axis=1).sum()
+
+
+def test_l2_rounds_put_back_on_the_sphere_are_spherical(monkeypatch):
+    monkeypatch.setattr(clusters, "_float32_fits", lambda rows, k: True)
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(asarray=np.asarray, asnumpy=np.asarray))
+    monkeypatch.setitem(sys.modules, "cuml", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "cuml.cluster", SimpleNamespace(KMeans=_L2KMeans))
+    x = cloud(400, 10)
+    *_, (labels, _, _) = plain_lloyd(x, first_centroids(Rows(x), 8, 0), 12)
+    found = coincide.spherical_kmeans(x, 8, seed=0, iterations=12, stalled=-1, backend="cuml")
+    # a round of scikit-learn is an assignment and an update, as in plain_lloyd; the last labels are new
+    assert (found.labels == labels).mean() > 0.98
+    assert all(after >= before - 1e-6 for before, after in pairwise(found.objective))
+    monkeypatch.setattr(clusters.os, "sysconf", lambda name: 1)
+    with pytest.raises(MemoryError, match="take backend torch"):
+        coincide.spherical_kmeans(x, 8, backend="cuml")
+
+
+@pytest.mark.parametrize("how", EVERY_WAY)
+def test_ties_go_to_the_lowest_cluster(how):
+    state = how(Rows(np.eye(2, dtype=np.float32)), np.array([[1, 0], [1, 0], [0, 1]], np.float32))
     state.assign()
     assert state.labels.tolist() == [0, 2]
     assert state.similarity().tolist() == [1, 1]

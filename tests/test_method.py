@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import coincide
+from coincide import device_kernel
 from coincide.budget import total_budget
+from coincide.rows import Rows, members_by_cluster
 
 # --- the slow and obvious version -----------------------------------------------------------------
 
@@ -116,6 +118,28 @@ def test_groups_of_clusters_give_the_same_as_all_at_once():
         assert densities.tolist() == whole.cluster_stats["density"].tolist()
         picks = [pick_members(x, labels, whole.cluster_stats, clusters=part) for part in parts]
         assert rank_picks(np.concatenate(picks), labels, whole.cluster_stats).tolist() == whole.indices.tolist()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.sampled_from([0.1, 0.5, 1.0]))
+def test_many_clusters_at_a_time_give_the_same_as_one_by_one(seed, k, fraction):
+    rng = np.random.default_rng(seed)
+    x = (rng.normal(size=(80, 6)) / 4 + 1).astype(np.float16)
+    labels = rng.integers(0, k, len(x))
+    x[labels == 0] = x[0]  # copies: ties
+    members = members_by_cluster(labels, k)
+    budgets = np.array([round(fraction * len(m)) for m in members])
+    expected = [coincide.greedy_mmd(x[m], b).tolist() if b else [] for m, b in zip(members, budgets)]
+    batches = (device_kernel.BYTES, device_kernel._bytes(30, 6), 1)  # all in one, some, each alone
+    for at_once in batches:
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(device_kernel, "BYTES", at_once)
+            found = device_kernel.picks_on("cpu", Rows(x), members, budgets, gamma=1.0)
+            assert [p.tolist() for p in found] == expected
+            dense = device_kernel.densities_on("cpu", Rows(x), members, gamma=1.0)
+        own = coincide.density(x, labels)
+        np.testing.assert_allclose(dense[: len(own)], own, rtol=1e-12)
+        assert np.isnan(dense[len(own) :]).all()
 
 
 def test_picks_of_degenerate_clusters():

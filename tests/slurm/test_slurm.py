@@ -223,6 +223,22 @@ def test_without_accounting_a_node_fails(finished, ready):
         cluster("up")
 
 
+def test_nothing_of_the_login_shell_reaches_the_jobs(finished, ready, monkeypatch):
+    """A site that starts jobs with a bare environment, whatever the submission asks for."""
+    shim = ready / "bin/sbatch"
+    shim.parent.mkdir()
+    shim.write_text(f'#!/bin/bash\nexec {shutil.which("sbatch")} "${{@/--export=ALL/--export=NONE}}"\n')
+    shim.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{shim.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("ONLY_OF_THE_LOGIN_SHELL", "1")
+    process = ready.start("select", profile="slurm", log="run.out")
+    held, _ = hold(ready, "00000")
+    assert "ONLY_OF_THE_LOGIN_SHELL" not in held.environ()
+    held.resume()
+    assert end(process) == 0, (ready / "run.out").read_text()
+    assert same(ready, finished)
+
+
 # --- several nodes ---------------------------------------------------------------------------------------
 
 
