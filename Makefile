@@ -11,7 +11,7 @@ CONFIG ?=
 SNAKEMAKE = $(BIN)/snakemake --profile profiles/local $(if $(CONFIG),--configfile $(CONFIG))
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo status slurm-profile test test-slurm lint schema envs lock clean
+.PHONY: demo status slurm-profile test test-slurm test-gpu lint schema envs lock clean
 
 demo: $(VENV)/ready
 	$(SNAKEMAKE)
@@ -31,6 +31,10 @@ test: $(VENV)/ready-dev lint
 test-slurm: $(VENV)/ready-dev
 	tests/slurm/cluster.sh up
 	COINCIDE_SLURM=1 $(BIN)/python -m pytest tests/slurm; code=$$?; tests/slurm/cluster.sh down; exit $$code
+
+# What the project has for GPUs; with .venv where it is there, else with the Python and the packages at hand
+test-gpu:
+	PYTHONPATH=$(CURDIR) $(or $(wildcard $(BIN)/python),$(PYTHON)) -m pytest -rs tests/test_gpu.py
 
 lint: $(VENV)/ready-dev
 	$(BIN)/ruff check .

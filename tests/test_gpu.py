@@ -1,0 +1,129 @@
+"""What runs on a GPU against the same on the CPU; skipped where there is none (make test-gpu)."""
+
+from importlib.util import find_spec
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from test_finetune import weights
+
+import coincide
+from coincide import device_kernel, device_lloyd
+from coincide.device_lloyd import DeviceLloyd
+from coincide.rows import Rows, members_by_cluster, unit_rows
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: torch sees none here"),
+]
+
+
+def rows(n=6000, d=256, dtype=np.float16, seed=0):
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(40, d))
+    x = rng.normal(size=d) + centres[rng.integers(0, 40, n)] * 0.5 + rng.normal(size=(n, d)) * 0.7
+    return x.astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("resident", [True, False])
+def test_labels_are_those_of_the_cpu(dtype, resident, monkeypatch):
+    monkeypatch.setattr(device_lloyd, "BLOCK", 1000)
+    x = rows(dtype=dtype)
+    expected = coincide.spherical_kmeans(x, 60, backend="memory")
+    monkeypatch.setattr(device_lloyd, "fits", lambda *arguments, **options: resident)
+    found = coincide.spherical_kmeans(x, 60, backend="torch")
+    assert (found.labels == expected.labels).mean() > 0.999
+    other = found.labels != expected.labels  # near-ties
+    unit = unit_rows(x[other].astype(np.float64))
+    scores = [(unit * expected.centroids[c.labels[other]]).sum(axis=1) for c in (found, expected)]
+    np.testing.assert_allclose(*scores, atol=1e-5)
+    np.testing.assert_allclose(found.similarity, expected.similarity, atol=1e-5)
+
+
+def test_labels_are_the_best_in_float64_at_every_iteration():
+    x = rows()
+    state = DeviceLloyd(Rows(x), unit_rows(x[:100].astype(np.float32)), ["cuda"])
+    for _ in range(5):
+        state.assign()
+        scores = unit_rows(x.astype(np.float64)) @ state.centroids.T.astype(np.float64)
+        assert (scores[np.arange(len(x)), state.labels] >= scores.max(axis=1) - 1e-12).all()
+        state.update()
+
+
+def test_cuml_is_as_good():
+    if find_spec("cuml") is None:
+        pytest.skip("cuml is not installed")
+    x = rows()
+    ours = coincide.spherical_kmeans(x, 60, backend="torch")
+    theirs = coincide.spherical_kmeans(x, 60, backend="cuml")
+    assert theirs.similarity.mean() == pytest.approx(ours.similarity.mean(), rel=1e-3)
+    assert all(after >= before - 1e-5 for before, after in pairwise(theirs.objective))
+
+
+def test_density_picks_and_transferability_are_those_of_the_cpu(monkeypatch):
+    x, rng = rows(2000, 64), np.random.default_rng(1)
+    x = unit_rows(x.astype(np.float32)).astype(np.float16)
+    labels = rng.integers(0, 30, len(x))
+    members = members_by_cluster(labels, 30)
+    budgets = np.array([len(m) // 5 for m in members])
+    monkeypatch.setattr(device_kernel, "BYTES", 7 * device_kernel._bytes(100, 64))
+    found = device_kernel.picks_on("cuda", Rows(x), members, budgets, gamma=1.0)
+    for own, m, budget in zip(found, members, budgets):
+        assert own.tolist() == coincide.greedy_mmd(x[m], budget).tolist()
+    np.testing.assert_allclose(coincide.density(x, labels, device="cuda"), coincide.density(x, labels), rtol=1e-12)
+    centroids = rng.normal(size=(300, 64)) + 0.3
+    on_device = coincide.transferability(centroids, device="cuda")
+    np.testing.assert_allclose(on_device, coincide.transferability(centroids), rtol=1e-12)
+
+
+@pytest.mark.parametrize(("dtype", "close"), [("float32", 0.99999), ("bfloat16", 0.999), ("float16", 0.9999)])
+def test_activations_are_those_of_the_cpu(tiny_model, tiny_data, tmp_path, dtype, close):
+    from coincide.activations import extract
+    from coincide.models import load_model
+    from coincide.storage import Activations
+
+    records, images = tiny_data
+    samples = [{"sample_id": r["id"], "position": i, "record": r} for i, r in enumerate(records)]
+    found = []
+    for device, kind in (("cpu", "float32"), ("cuda", dtype)):
+        model, processor = load_model(tiny_model, dtype=kind, device=device)
+        output = tmp_path / f"{device}.parquet"
+        options = {"layers": [0, 2], "batch_tokens": 600, "max_tokens": 512, "metadata": {}, "workers": 1}
+        assert extract(model, processor, samples, images, output=output, **options) == []
+        found.append(np.asarray(Activations(output)).astype(np.float64))
+    cosines = (found[0] * found[1]).sum(axis=1) / np.linalg.norm(found[0], axis=1) / np.linalg.norm(found[1], axis=1)
+    assert cosines.min() > close
+
+
+def test_training_in_half_precision_goes_on_after_a_kill(tiny_model, tiny_data, tmp_path, monkeypatch):
+    from coincide import finetune as module
+    from coincide.finetune import TrainingSettings, finetune
+
+    records, images = tiny_data
+    settings = TrainingSettings(
+        epochs=2, batch_size=4, learning_rate=1e-3, device="cuda", dtype="bfloat16", save_every=3,
+        gradient_checkpointing=True, lora={"r": 4, "alpha": 8, "dropout": 0.1},
+    )  # fmt: skip
+
+    def train(name):
+        places = {"output": tmp_path / name, "checkpoints": tmp_path / "checkpoints"}
+        finetune(tiny_model, records, images, settings=settings, seed=1, **places)
+        return weights(tmp_path / name)
+
+    whole = train("whole")
+
+    class Killed(Exception):
+        pass
+
+    def stop(self, args, state, control, **kwargs):
+        if state.global_step == 8:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module._ProgressLines, "on_step_end", stop)
+        with pytest.raises(Killed):
+            train("killed")
+    for name, value in train("killed").items():
+        torch.testing.assert_close(value, whole[name], rtol=1e-2, atol=1e-3)
