@@ -80,15 +80,16 @@ def parser(description):
 
 
 def write(output, plot, **results):
-    """Write results as JSON with machine and date, and the figure that plot(axis...) draws."""
+    """Write results as JSON with machine and date, and the figure that plot(pyplot) draws, if one is given."""
     if not output:
+        return
+    Path(output).parent.mkdir(parents=True, exist_ok=True)
+    Path(f"{output}.json").write_text(json.dumps({**machine(), **results}, indent=1) + "\n")
+    if plot is None:
         return
     import matplotlib
 
     matplotlib.use("svg")
     import matplotlib.pyplot as plt
 
-    Path(output).parent.mkdir(parents=True, exist_ok=True)
-    Path(f"{output}.json").write_text(json.dumps({**machine(), **results}, indent=1) + "\n")
-    figure = plot(plt)
-    figure.savefig(f"{output}.svg")
+    plot(plt).savefig(f"{output}.svg")
