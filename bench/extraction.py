@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from common import parser, write
 
-from coincide.activations import Extractor, decoder_layers, image_token, loader_workers
+from coincide.activations import decoder_layers, extractor_of, loader_workers
 from coincide.chat import encode, fixed_prefix, render
 from coincide.datasets import read_records
-from coincide.encoding import Encoded, Encoder, encoded_groups, group_by_images
+from coincide.encoding import Encoded, encoded_groups, group_by_images
 from coincide.images import image_names, open_image
 from coincide.mini_mix import write_mini_mix
 from coincide.models import CHAT_TEMPLATE, DTYPES, build_model, load_model
@@ -84,10 +84,7 @@ def in_order(rows, batch_tokens):
 
 def ours(model, processor, samples, images, *, ordered, share, batch_tokens, workers):
     """(vectors, tokens, share of the time waited) by sample: extraction without its files."""
-    encoder = Encoder(
-        processor, images, image_token_id=image_token(model, processor), prefix=fixed_prefix(processor), max_tokens=4096
-    )
-    extractor = Extractor(model, processor, layers=LAYERS, batch_tokens=batch_tokens)
+    extractor, encoder = extractor_of(model, processor, images, LAYERS, batch_tokens, 4096)
     extractor.share = share
     groups = group_by_images(samples) if share else [[sample] for sample in samples]
     rows, began, waited = [], time.perf_counter(), 0.0
@@ -99,17 +96,14 @@ def ours(model, processor, samples, images, *, ordered, share, batch_tokens, wor
         assert all(isinstance(one, Encoded) for one in group), group
         rows += extractor.rows(group)
     found = {}
-    for batch in (batches if ordered else in_order)(rows, batch_tokens):
+    for batch in (batches if ordered else in_order)(rows, extractor.batch_tokens):
         found |= {sample["position"]: vector for sample, vector in extractor.run(batch)}
     return found, extractor.tokens, waited / (time.perf_counter() - began)
 
 
 def operations(model, processor, samples, images):
     """Multiplications and additions of our way, in all: linear layers of tower and decoder, and attention."""
-    encoder = Encoder(
-        processor, images, image_token_id=image_token(model, processor), prefix=fixed_prefix(processor), max_tokens=4096
-    )
-    extractor = Extractor(model, processor, layers=LAYERS, batch_tokens=1)
+    extractor, encoder = extractor_of(model, processor, images, LAYERS, 1, 4096)
     extractor.share = True
     text = model.config.get_text_config()
     layer = decoder_layers(model)[0]
@@ -169,17 +163,17 @@ def main():
     arguments.add_argument("--shape", choices=["small", "2b"], default="small")
     arguments.add_argument("--dtype", choices=list(DTYPES), help="this one alone; float32 and bfloat16 if not given")
     arguments.add_argument("--device", default="cpu")
-    arguments.add_argument("--batch-tokens", type=int, default=8192)
+    arguments.add_argument("--batch-tokens", type=int)
     arguments.add_argument("--peak", type=float, help="TFLOP/s of the device, for its share")
     options = arguments.parse_args()
     shape = {"small": SMALL, "2b": TINY_LLAVA}[options.shape]
-    tokens = {"batch_tokens": options.batch_tokens, "workers": loader_workers()}
+    tokens = {"batch_tokens": options.batch_tokens, "workers": loader_workers(options.device)}
     steps = [
         ("published way", "eager", published, {}),
         ("attention by sdpa", "sdpa", ours, {"ordered": False, "share": False, **tokens, "workers": 0}),
         ("batches by length and tokens", "sdpa", ours, {"ordered": True, "share": False, **tokens, "workers": 0}),
         ("images shared", "sdpa", ours, {"ordered": True, "share": True, **tokens, "workers": 0}),
-        ("prepared ahead (ours)", "sdpa", ours, {"ordered": True, "share": True, **tokens}),
+        ("as a job does it (ours)", "sdpa", ours, {"ordered": True, "share": True, **tokens}),
     ]
     rows, reference = [], None
     with tempfile.TemporaryDirectory() as folder:
@@ -190,7 +184,9 @@ def main():
         print("| --- | --- | --- | --- | --- | --- | --- | --- |")
         base = None
         for dtype in [options.dtype] if options.dtype else ["float32", "bfloat16"]:
-            for name, attention, way, choices in steps if dtype == "float32" or options.dtype else steps[-1:]:
+            for name, attention, way, choices in (
+                steps if dtype == "float32" or options.dtype else [steps[0], steps[-1]]
+            ):
                 model, processor = load(place, attention, dtype, options.device)
                 way(model, processor, samples[:16], images, **choices)  # warm
                 if options.device != "cpu":

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 WINDOW = 512  # samples that are batched by length together and written at once: what a killed job loses
 SHARED_WITHIN = 1e-2  # relative difference that sharing may make in half precision; in float32 a thousandth of it
 MAX_WORKERS = 16
+BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}  # on a CPU more would not stay in its caches
 
 
 class ReferenceModelError(ValueError):
@@ -128,11 +129,12 @@ class Extractor:
     Args:
         model, processor: of the reference model.
         layers: zero-based decoder layers.
-        batch_tokens: tokens of a batch, padding counted; a longer sample goes by itself.
+        batch_tokens: tokens of a batch, padding counted; a longer sample goes by itself; None: BATCH_TOKENS.
     """
 
-    def __init__(self, model, processor, *, layers, batch_tokens):
-        self.model, self.layers, self.batch_tokens = model, layers, batch_tokens
+    def __init__(self, model, processor, *, layers, batch_tokens=None):
+        self.model, self.layers = model, layers
+        self.batch_tokens = batch_tokens or BATCH_TOKENS[model.device.type]
         self.pad = processor.tokenizer.pad_token_id or 0
         self.rope_index = getattr(getattr(model, "model", None), "get_rope_index", None)
         self.share = False
@@ -141,7 +143,7 @@ class Extractor:
     def run(self, rows):
         """Yield (sample, vector) of the rows' samples; what the device cannot hold is halved and tried again."""
         try:
-            batch = collate(rows, pad=self.pad, positions=self._positions, dtype=self.model.dtype)
+            batch = collate(rows, pad=self.pad, positions=self._positions, dtype=self.model.dtype, causal=self.share)
             vectors = features(self.model, batch, self.layers).cpu().numpy()
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
@@ -229,7 +231,7 @@ def extract(
             image side by side are read together.
         images: folder that image names are relative to.
         layers: zero-based decoder layers.
-        batch_tokens: tokens of a batch.
+        batch_tokens: tokens of a batch; None: BATCH_TOKENS.
         max_tokens: longest sample in tokens, visual ones included.
         output: Parquet file to write.
         metadata: what to say of the model in the file.
@@ -246,7 +248,7 @@ def extract(
         for number, layer in enumerate(decoder_layers(model)):
             if number < max(layers) and number not in layers:
                 layer.compile(dynamic=True)
-    extractor, encoder = _ready(model, processor, images, layers, batch_tokens, max_tokens)
+    extractor, encoder = extractor_of(model, processor, images, layers, batch_tokens, max_tokens)
     windows = [samples[i : i + WINDOW] for i in range(0, len(samples), WINDOW)]
     parts = _Parts(output, {**metadata, "max_tokens": max_tokens, "samples": samples_digest(_ids(samples))})
     done = parts.done(windows)
@@ -266,7 +268,7 @@ def extract(
             rejected += [_rejected_row(one.sample, one.reason, one.detail) for one in group if not _usable(one)]
             rows += extractor.rows([one for one in group if _usable(one)])
         progress.update(len(rejected))
-        for batch in batches(rows, batch_tokens):
+        for batch in batches(rows, extractor.batch_tokens):
             for sample, vector in extractor.run(batch):
                 vectors[sample["position"]] = vector.astype(np.float16)
             progress.update(sum(len(row.encoded) for row in batch))
@@ -398,7 +400,7 @@ def extract_shard(
             "model_dtype": dtype,
             "weights": weights_digest(model_name),
         },
-        workers=loader_workers(),
+        workers=loader_workers(model.device.type),
         compiled=compiled,
     )
 
@@ -411,12 +413,13 @@ def open_extractor(
         name, revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code
     )
     layers = resolve_layers(layers, len(decoder_layers(model)))
-    extractor, encoder = _ready(model, processor, images, layers, batch_tokens, max_tokens)
+    extractor, encoder = extractor_of(model, processor, images, layers, batch_tokens, max_tokens)
     _try_sharing(extractor, encoder, samples)
     return extractor, encoder, 2 * len(layers) * model.config.get_text_config().hidden_size
 
 
-def _ready(model, processor, images, layers, batch_tokens, max_tokens):
+def extractor_of(model, processor, images, layers, batch_tokens, max_tokens):
+    """(Extractor, Encoder) of a loaded model."""
     encoder = Encoder(
         processor,
         images,
@@ -427,6 +430,10 @@ def _ready(model, processor, images, layers, batch_tokens, max_tokens):
     return Extractor(model, processor, layers=layers, batch_tokens=batch_tokens), encoder
 
 
-def loader_workers():
-    """Worker processes for a job with as many threads as it was given."""
-    return min(MAX_WORKERS, max(1, int(os.environ.get("COINCIDE_THREADS", 2)) - 1))
+def loader_workers(device):
+    """Worker processes that prepare samples for a device of this type, in a job with as many threads as it was given.
+
+    A model on the CPU needs the cores itself: it is fastest where few or none prepare beside it.
+    """
+    threads = int(os.environ.get("COINCIDE_THREADS", 2))
+    return min(MAX_WORKERS, threads // 4 if device == "cpu" else max(1, threads - 1))

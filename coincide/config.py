@@ -162,7 +162,9 @@ class ReferenceModel(Section):
     )
     dtype: Dtype = "float32"
     device: Device = "auto"
-    batch_tokens: Count = Field(8192, description="tokens of a batch, padding counted; halved where memory is short")
+    batch_tokens: Count | None = Field(
+        None, description="tokens of a batch, padding counted; null: by device; halved where memory is short"
+    )
     max_tokens: Count = Field(2048, description="longer samples are set aside")
     compiled: StrictBool = Field(False, description="torch.compile the layers that are passed through")
     trust_remote_code: StrictBool = False

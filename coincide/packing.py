@@ -83,11 +83,15 @@ def common_beginning(a, b):
 
 
 def batches(rows, batch_tokens):
-    """Batches of rows of like length, the longest first, each within a budget of tokens, padding counted."""
-    rows = sorted(rows, key=len, reverse=True)
+    """Batches of rows of like length, the longest first, each within a budget of tokens, padding counted.
+
+    Rows of one sample, which may need no attention mask, are not mixed with rows of several.
+    """
+    rows = sorted(rows, key=lambda row: (len(row.encoded) > 1, len(row)), reverse=True)
     batch = []
     for row in rows:
-        if batch and (len(batch) + 1) * len(batch[0]) > batch_tokens:
+        mixed = batch and (len(row.encoded) > 1) != (len(batch[0].encoded) > 1)
+        if mixed or (batch and (len(batch) + 1) * len(batch[0]) > batch_tokens):
             yield batch
             batch = []
         batch.append(row)
@@ -112,7 +116,7 @@ class Batch:
     encoded: list
 
 
-def collate(rows, *, pad, positions, dtype):
+def collate(rows, *, pad, positions, dtype, causal=False):
     """Batch of rows, right-padded.
 
     Args:
@@ -120,6 +124,8 @@ def collate(rows, *, pad, positions, dtype):
         pad: padding token.
         positions: function of an Encoded -> (..., L) positions of its tokens; asked where rows are shared.
         dtype: of an attention mask with numbers.
+        causal: whether the model is known to read from left to right alone: what is padded on the right
+            then needs no mask, and attention without one is faster.
     """
     length = max(map(len, rows))
 
@@ -135,7 +141,8 @@ def collate(rows, *, pad, positions, dtype):
     for name in sorted(names):
         inputs[name] = padded([row.values(lambda one, name=name: _beside(one, name)) for row in rows])
     if all(len(row.encoded) == 1 for row in rows):
-        inputs["attention_mask"] = (segments != MASKED).long()
+        if not causal:
+            inputs["attention_mask"] = (segments != MASKED).long()
     else:
         inputs["attention_mask"] = _tree_mask(segments, dtype)
         inputs["position_ids"] = _positions(rows, length, positions)
