@@ -8,10 +8,12 @@ import os
 import shutil
 import time
 from contextlib import contextmanager, suppress
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 
 from coincide.chat import fixed_prefix
@@ -20,8 +22,10 @@ from coincide.layers import resolve_layers
 from coincide.models import load_model, weights_digest
 from coincide.packing import alone, batches, collate, rows_of
 from coincide.progress import Progress
+from coincide.scores import EMBEDDINGS, SCORES, score_columns, scores_table, write_scores
 from coincide.shards import read_shard
 from coincide.storage import ROW_GROUP, Activations, StorageError, samples_digest, write_activations
+from coincide.tables import write_table
 
 log = logging.getLogger(__name__)
 
@@ -59,8 +63,8 @@ def image_token(model, processor):
 
 
 @contextmanager
-def _attention_outputs(model, layers):
-    """Collect the self-attention outputs of the given layers, and end the forward pass after the last.
+def _attention_outputs(model, layers, stop):
+    """Collect the self-attention outputs of the given layers; with `stop` end the forward pass after the last.
 
     The output is taken after the output projection and before the residual sum.
     """
@@ -74,7 +78,7 @@ def _attention_outputs(model, layers):
 
         def hook(module, args, output, layer=layer):
             found[layer] = output[0] if isinstance(output, tuple) else output
-            if layer == max(layers):
+            if stop and layer == max(layers):
                 raise _Stop
 
         handles.append(attention.register_forward_hook(hook))
@@ -85,7 +89,7 @@ def _attention_outputs(model, layers):
             handle.remove()
 
 
-def features(model, batch, layers):
+def features(model, batch, layers, *, scores=False):
     """Feature vectors of a batch.
 
     Of each layer's attention output the mean over the visual tokens and the mean over the text
@@ -96,6 +100,7 @@ def features(model, batch, layers):
         model: the reference model, in evaluation mode.
         batch: a `coincide.packing.Batch` of n samples.
         layers: zero-based decoder layers, M of them.
+        scores: run the whole model, and put after each vector what `coincide.scores.score_columns` gives.
 
     Returns:
         (n, 2·M·h) float32 tensor on the model's device; zeros for a modality that a sample lacks.
@@ -108,15 +113,19 @@ def features(model, batch, layers):
     row, place = torch.tensor(row, device=model.device), torch.tensor(place, device=model.device)
     tokens = torch.cat([visual[:, None], text], dim=1).float()  # (B, 1 + S, L)
     count = tokens.sum(dim=2, keepdim=True)
-    with torch.inference_mode(), _attention_outputs(model, layers) as outputs:
-        with suppress(_Stop):
-            model(**inputs, use_cache=False)
+    with torch.inference_mode(), _attention_outputs(model, layers, stop=not scores) as outputs:
+        if scores:  # without the head, of which few logits are wanted
+            last = model.model(**inputs, use_cache=False).last_hidden_state
+        else:
+            with suppress(_Stop):
+                model(**inputs, use_cache=False)
         blocks = []
         for layer in layers:
             mean = torch.bmm(tokens, outputs[layer].float()) / count.clamp(min=1)
             block = torch.nn.functional.normalize(torch.tanh(mean), dim=2) * (count > 0)
             blocks += [block[row, 0], block[row, 1 + place]]
-        return torch.cat(blocks, dim=1) / (2 * len(layers)) ** 0.5
+        vectors = torch.cat(blocks, dim=1) / (2 * len(layers)) ** 0.5
+        return torch.cat([vectors, score_columns(model, last, batch, row, place)], dim=1) if scores else vectors
 
 
 def _placed(value, model):
@@ -130,21 +139,24 @@ class Extractor:
         model, processor: of the reference model.
         layers: zero-based decoder layers.
         batch_tokens: tokens of a batch, padding counted; a longer sample goes by itself; None: BATCH_TOKENS.
+        scores: read the scores of `coincide.scores`, too, behind each vector.
     """
 
-    def __init__(self, model, processor, *, layers, batch_tokens=None):
-        self.model, self.layers = model, layers
+    def __init__(self, model, processor, *, layers, batch_tokens=None, scores=False):
+        self.model, self.layers, self.scores = model, layers, scores
         self.batch_tokens = batch_tokens or BATCH_TOKENS[model.device.type]
         self.pad = processor.tokenizer.pad_token_id or 0
         self.rope_index = getattr(getattr(model, "model", None), "get_rope_index", None)
         self.share = False
+        hidden = model.config.get_text_config().hidden_size
+        self.columns = 2 * len(layers) * hidden + scores * (len(SCORES) + len(EMBEDDINGS) * hidden)
         self.tokens = 0  # that went through the model, padding counted
 
     def run(self, rows):
         """Yield (sample, vector) of the rows' samples; what the device cannot hold is halved and tried again."""
         try:
             batch = collate(rows, pad=self.pad, positions=self._positions, dtype=self.model.dtype, causal=self.share)
-            vectors = features(self.model, batch, self.layers).cpu().numpy()
+            vectors = features(self.model, batch, self.layers, scores=self.scores).cpu().numpy()
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
@@ -218,6 +230,7 @@ def extract(
     metadata,
     workers=0,
     compiled=False,
+    scores=None,
 ):
     """Extract the activations of a shard and write them.
 
@@ -237,6 +250,7 @@ def extract(
         metadata: what to say of the model in the file.
         workers: processes that open images and tokenise ahead of the model.
         compiled: compile the layers whose outputs are not read (torch.compile).
+        scores: folder to write what other methods rank by to (`coincide.scores`); None: not read.
 
     Returns:
         list of rejected rows (sample_id, position, reason, detail).
@@ -248,9 +262,12 @@ def extract(
         for number, layer in enumerate(decoder_layers(model)):
             if number < max(layers) and number not in layers:
                 layer.compile(dynamic=True)
-    extractor, encoder = extractor_of(model, processor, images, layers, batch_tokens, max_tokens)
+    extractor, encoder = extractor_of(
+        model, processor, images, layers, batch_tokens, max_tokens, scores=scores is not None
+    )
     windows = [samples[i : i + WINDOW] for i in range(0, len(samples), WINDOW)]
-    parts = _Parts(output, {**metadata, "max_tokens": max_tokens, "samples": samples_digest(_ids(samples))})
+    origin = {**metadata, "max_tokens": max_tokens, "scores": extractor.scores}
+    parts = _Parts(output, {**origin, "samples": samples_digest(_ids(samples))})
     done = parts.done(windows)
     if done:
         log.info("going on after %d of %d samples", sum(map(len, windows[:done])), len(samples))
@@ -270,15 +287,19 @@ def extract(
         progress.update(len(rejected))
         for batch in batches(rows, extractor.batch_tokens):
             for sample, vector in extractor.run(batch):
-                vectors[sample["position"]] = vector.astype(np.float16)
+                vectors[sample["position"]] = vector
             progress.update(sum(len(row.encoded) for row in batch))
         rejected += _not_finite(windows[number], vectors)
         kept = [s for s in windows[number] if s["position"] in vectors]
-        matrix = np.array([vectors[s["position"]] for s in kept], np.float16).reshape(len(kept), dimension)
-        parts.write(number, _ids(kept), matrix, rejected)
+        matrix = np.array([vectors[s["position"]] for s in kept]).reshape(len(kept), extractor.columns)
+        if extractor.scores:
+            parts.write_scores(number, scores_table(_ids(kept), matrix[:, dimension:]))
+        parts.write(number, _ids(kept), matrix[:, :dimension].astype(np.float16), rejected)
     progress.close()
     if spent := time.monotonic() - began:
         log.info("waited for samples %.1f%% of the time; %s tokens", 100 * waited / spent, f"{extractor.tokens:,}")
+    if scores is not None:
+        write_scores(parts.scores(len(windows)), scores, metadata)
     return parts.join(len(windows), output, dimension, metadata)
 
 
@@ -347,6 +368,18 @@ class _Parts:
         metadata = {"origin": self.origin, "rejected": rejected}
         write_activations(self._path(number), [(ids, matrix)], dimension=matrix.shape[1], metadata=metadata)
 
+    def write_scores(self, number, table):
+        """Keep the scores of a window; before the window itself, which says that all of it is there."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_table(table, self._scores(number))
+
+    def _scores(self, number):
+        return self.folder / f"{number:05d}.scores"
+
+    def scores(self, count):
+        """For each window a function that reads its scores."""
+        return [partial(pd.read_parquet, self._scores(number)) for number in range(count)]
+
     def join(self, count, output, dimension, metadata):
         """Write the whole shard and remove its parts; returns the rejected rows by position."""
         parts = [Activations(self._path(number)) for number in range(count)]
@@ -380,8 +413,15 @@ def extract_shard(
     revision=None,
     trust_remote_code=False,
     compiled=False,
+    scores=False,
+    scores_output=None,
 ):
-    """Extract the activations of a shard file; `layers` may be fractions of depth. See `extract`."""
+    """Extract the activations of a shard file; `layers` may be fractions of depth. See `extract`.
+
+    The folder `scores_output` is written in any case; without `scores` it is empty.
+    """
+    if not scores:
+        write_scores([], scores_output, None)
     model, processor = load_model(
         model_name, revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code
     )
@@ -402,6 +442,7 @@ def extract_shard(
         },
         workers=loader_workers(model.device.type),
         compiled=compiled,
+        scores=scores_output if scores else None,
     )
 
 
@@ -418,7 +459,7 @@ def open_extractor(
     return extractor, encoder, 2 * len(layers) * model.config.get_text_config().hidden_size
 
 
-def extractor_of(model, processor, images, layers, batch_tokens, max_tokens):
+def extractor_of(model, processor, images, layers, batch_tokens, max_tokens, *, scores=False):
     """(Extractor, Encoder) of a loaded model."""
     encoder = Encoder(
         processor,
@@ -427,7 +468,7 @@ def extractor_of(model, processor, images, layers, batch_tokens, max_tokens):
         prefix=fixed_prefix(processor),
         max_tokens=max_tokens,
     )
-    return Extractor(model, processor, layers=layers, batch_tokens=batch_tokens), encoder
+    return Extractor(model, processor, layers=layers, batch_tokens=batch_tokens, scores=scores), encoder
 
 
 def loader_workers(device):

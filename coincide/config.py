@@ -168,6 +168,9 @@ class ReferenceModel(Section):
     max_tokens: Count = Field(2048, description="longer samples are set aside")
     compiled: StrictBool = Field(False, description="torch.compile the layers that are passed through")
     trust_remote_code: StrictBool = False
+    scores: StrictBool = Field(
+        False, description="also read what some methods rank by; the whole model runs, not up to the last layer alone"
+    )
 
 
 class Clustering(Section):

@@ -34,3 +34,11 @@ def replacing(path):
         os.replace(workplace / path.name, path)
     finally:
         shutil.rmtree(workplace, ignore_errors=True)
+
+
+def link_or_copy(source, target):
+    """Put a file under a second name; a copy of it where the file system has no hard links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

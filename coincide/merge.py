@@ -2,12 +2,11 @@
 
 import logging
 import os
-import shutil
 from pathlib import Path
 
 import pandas as pd
 
-from coincide.files import replacing
+from coincide.files import link_or_copy, replacing
 from coincide.manifest import rejected_table
 from coincide.storage import AGAIN, Activations, StorageError, samples_digest
 
@@ -57,7 +56,7 @@ def merge(manifest, shards, output):
                 os.replace(path, aside)
                 bad.append(f"{str(error).removesuffix(f': {AGAIN}')}; moved to {aside.name}")
                 continue
-            _link(path, folder / f"shard-{shard:05d}.parquet")
+            link_or_copy(path, folder / f"shard-{shard:05d}.parquet")
             log.info("shard %d: %d samples", shard, len(expected))
         if bad:
             listed = "\n".join(bad[:20])
@@ -78,10 +77,3 @@ def _check(path, shard, expected, first):
     if origin != (first or origin):
         raise StorageError(f"{path} comes from {origin}, other shards from {first}")
     return origin
-
-
-def _link(source, target):
-    try:
-        os.link(source, target)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(Path(source), target)

@@ -39,6 +39,12 @@ class Row:
         rests = [len(one.ids) - self.shared for one in self.encoded]
         return np.repeat(np.arange(len(rests) + 1), [self.shared, *rests])
 
+    def before(self):
+        """(L,) array: the place of the token that each token follows; the first follows itself."""
+        segments = self.segments()
+        first = np.diff(segments, prepend=0) > 0
+        return np.where(first, self.shared - 1, np.maximum(np.arange(len(segments)) - 1, 0))
+
     def halves(self):
         """The row in two, for a device that cannot hold it: list of Row."""
         middle = len(self.encoded) // 2
@@ -107,12 +113,18 @@ class Batch:
         inputs: dict of tensors for the model.
         visual: (B, L) mask of the visual tokens of each row.
         text: (B, S, L) mask of the text tokens of each sample of a row; of none past the row's samples.
+        answer: (B, S, L) mask of the tokens of each sample's answers.
+        own: (B, S, L) mask of all tokens of each sample.
+        before: (B, L) place of the token that each token follows.
         encoded: list of lists, the samples of each row.
     """
 
     inputs: dict
     visual: torch.Tensor
     text: torch.Tensor
+    answer: torch.Tensor
+    own: torch.Tensor
+    before: torch.Tensor
     encoded: list
 
 
@@ -149,9 +161,12 @@ def collate(rows, *, pad, positions, dtype, causal=False):
     inputs |= _images([row.encoded[0].images for row in rows])
     visual = padded([row.values(lambda one: one.masks.visual) for row in rows])
     text = padded([row.values(lambda one: one.masks.text) for row in rows])
+    answer = padded([row.values(lambda one: one.masks.answer) for row in rows])
     samples = torch.arange(1, max(len(row.encoded) for row in rows) + 1)
-    of_sample = (segments[:, None] == 0) | (segments[:, None] == samples[:, None])
-    return Batch(inputs, visual, text[:, None] & of_sample, [row.encoded for row in rows])
+    own = (segments[:, None] == 0) | (segments[:, None] == samples[:, None])
+    before = padded([row.before() for row in rows])
+    encoded = [row.encoded for row in rows]
+    return Batch(inputs, visual, text[:, None] & own, answer[:, None] & own, own, before, encoded)
 
 
 def _beside(one, name):

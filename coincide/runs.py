@@ -45,6 +45,7 @@ STAGES = {
             "reference_model.layers",
             "reference_model.dtype",
             "reference_model.max_tokens",
+            "reference_model.scores",
         ),
     ),
     "merge": Stage(("manifest", "activations"), ("dataset.max_rejected",)),

@@ -9,6 +9,7 @@ rule activations:
     output:
         activations="results/{run}/activations/shard-{shard}.parquet",
         rejected="results/{run}/activations/shard-{shard}.rejected.parquet",
+        scores=directory("results/{run}/activations/shard-{shard}.scores"),
     log:
         "results/{run}/logs/activations/{shard}.log",
     benchmark:
@@ -32,9 +33,13 @@ rule merge:
         shards_rejected=made_by(
             "activations", "activations/shard-{shard}.rejected.parquet", shard=shards
         ),
+        shards_scores=made_by(
+            "activations", "activations/shard-{shard}.scores", shard=shards
+        ),
     output:
         activations=directory("results/{run}/activations.parquet"),
         manifest="results/{run}/manifest.parquet",
+        scores=directory("results/{run}/scores"),
         rejected="results/{run}/rejected.parquet",
     log:
         "results/{run}/logs/merge.log",

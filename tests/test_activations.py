@@ -215,17 +215,17 @@ def test_a_batch_that_does_not_fit_is_halved(loaded, tiny_data, monkeypatch):
     expected = batch_features(model, processor, records, folder, LAYERS, share=True)
     sizes, real = [], activations.features
 
-    def small_device(model, batch, layers):
+    def small_device(model, batch, layers, **options):
         sizes.append(batch.inputs["input_ids"].numel())
         if sizes[-1] > 90:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(model, batch, layers)
+        return real(model, batch, layers, **options)
 
     monkeypatch.setattr(activations, "features", small_device)
     found = batch_features(model, processor, records, folder, LAYERS, share=True)
     assert max(sizes) > 90 > min(sizes)
     np.testing.assert_allclose(found, expected, atol=1e-6)
-    monkeypatch.setattr(activations, "features", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("gone")))
+    monkeypatch.setattr(activations, "features", lambda *_, **__: (_ for _ in ()).throw(torch.OutOfMemoryError("gone")))
     with pytest.raises(torch.OutOfMemoryError):  # one sample alone does not fit: no endless halving
         batch_features(model, processor, records[:1], folder, LAYERS)
 

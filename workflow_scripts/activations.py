@@ -24,5 +24,7 @@ rejected = extract_shard(
     compiled=settings["compiled"],
     max_tokens=snakemake.params.max_tokens,
     output=snakemake.output.activations,
+    scores=snakemake.params.scores,
+    scores_output=snakemake.output.scores,
 )
 write_table(rejected_table(rejected), snakemake.output.rejected)
