@@ -8,10 +8,11 @@ import sys
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version
 
+from coincide import methods
 from coincide.config import ConfigError, check_runs
 from coincide.jobs import RunIsLocked, hold_run, offer_package
 from coincide.plan import end_orphans, write_plans
-from coincide.runs import PICKS_OF, STAGES, Runs
+from coincide.runs import PICKS_OF, STAGES, Runs, needs
 from coincide.status import outcome
 
 min_version("9.0")
@@ -42,7 +43,7 @@ wildcard_constraints:
     seed=r"\d+",
     target=r"[A-Za-z0-9._-]+",
     group=r"[A-Za-z0-9._-]+",
-    model=r"reference|target",
+    model=r"reference|target|clip",
 
 
 include: "rules/common.smk"

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, Strict
 
 from coincide.budget import total_budget
 from coincide.datasets import DatasetError, open_dataset
+from coincide.methods import method, names, settings
 
 Count = Annotated[StrictInt, Field(ge=1)]
 Size = Annotated[StrictInt, Field(ge=0)]
@@ -173,6 +174,16 @@ class ReferenceModel(Section):
     )
 
 
+class ClipModel(Section):
+    """The CLIP that clip_score asks; loaded where that method is among the methods."""
+
+    name: StrictStr = Field("openai/clip-vit-large-patch14-336", description="hub name, or a folder")
+    revision: StrictStr | None = None
+    dtype: Dtype = "float32"
+    device: Device = "auto"
+    batch_size: Count = 64
+
+
 class Clustering(Section):
     """Spherical k-means."""
 
@@ -187,7 +198,10 @@ class Selection(Section):
     """Which samples are kept."""
 
     fractions: list[Fraction] = Field(min_length=1, description="shares of the dataset to keep")
-    methods: list[Literal["coincide", "random"]] = Field(["coincide", "random"], min_length=1)
+    methods: list[StrictStr] = Field(
+        ["coincide", "random"], min_length=1, description=f"coincide, or one of coincide/methods: {', '.join(names())}"
+    )
+    method_settings: dict[StrictStr, dict[str, Any]] = Field({}, description="settings of methods, by method")
     temperature: Positive = Field(0.1, description="τ of the softmax over clusters")
     gamma: Positive = Field(1.0, description="width of the Gaussian kernel")
     cluster_groups: Count = Field(1, description="jobs that share the clusters for density and picks; same result")
@@ -270,7 +284,8 @@ class Config(Section):
     target_model: TargetModel
     evaluation: Evaluation
     mini_mix: MiniMix = MiniMix()
-    built_models: dict[Literal["reference", "target"], BuiltModel] = {}
+    clip_model: ClipModel = ClipModel()
+    built_models: dict[Literal["reference", "target", "clip"], BuiltModel] = {}
     modules: Modules = Modules()
 
     @model_validator(mode="after")
@@ -288,7 +303,7 @@ class Config(Section):
 
 # Paths that the workflow fills itself when the config points there.
 MINI_MIX = "resources/mini-mix"
-BUILT_MODELS = {f"resources/models/{name}": name for name in ("reference", "target")}
+BUILT_MODELS = {f"resources/models/{name}": name for name in ("reference", "target", "clip")}
 
 
 def check_runs(values, *, files=True):
@@ -355,7 +370,9 @@ def check_config(values, *, files=True):
         config = Config.model_validate(values)
     except ValidationError as error:
         raise ConfigError(list(dict.fromkeys(_line(e, Config) for e in error.errors()))) from None
-    problems = [*_paths(config), *_layers(config), *_sizes(config)] if files else []
+    problems = [*_methods(config)]
+    if files and not problems:
+        problems = [*_paths(config), *_layers(config), *_sizes(config)]
     if problems:
         raise ConfigError(problems)
     return config
@@ -389,6 +406,25 @@ def _known_keys(model, location):
     return sorted(model.model_fields)
 
 
+def _methods(config):
+    known = ("coincide", *names())
+    chosen, given = config.selection.methods, config.selection.method_settings
+    for name in dict.fromkeys([*chosen, *given]):
+        if name not in known:
+            key = "methods" if name in chosen else f"method_settings.{name}"
+            yield f"selection.{key}: {name!r} is no method; take one of: {', '.join(known)}"
+        elif name == "coincide":
+            if name in given:
+                yield "selection.method_settings.coincide: coincide's settings stand in clustering and selection"
+        else:
+            try:
+                settings(name, given.get(name, {}))
+            except ValueError as error:
+                yield f"selection.method_settings.{name}: {error}"
+            if name in chosen and "scores" in method(name).NEEDS and not config.reference_model.scores:
+                yield f"selection.methods: {name} needs the reference model's scores: set reference_model.scores: true"
+
+
 def _paths(config):
     dataset = config.dataset
     own_mix = dataset.annotations == f"{MINI_MIX}/train.json"
@@ -399,7 +435,10 @@ def _paths(config):
             yield f"dataset.annotations: {error}"
     if dataset.images != f"{MINI_MIX}/images" and not Path(dataset.images).is_dir():
         yield f"dataset.images: the folder {dataset.images} does not exist; give the one image names are relative to"
-    for key, model in (("reference_model", config.reference_model), ("target_model", config.target_model)):
+    models = {"reference_model": config.reference_model, "target_model": config.target_model}
+    if any("clip_scores" in method(name).NEEDS for name in config.selection.methods if name != "coincide"):
+        models["clip_model"] = config.clip_model
+    for key, model in models.items():
         built = BUILT_MODELS.get(model.name)
         if built and built not in config.built_models:
             yield f"{key}.name: {model.name} is built by the workflow, but built_models.{built} is missing; add it"

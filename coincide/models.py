@@ -90,7 +90,7 @@ def build_model(texts, *, shape, seed, output):
         seed: of the random weights.
         output: folder to write.
     """
-    tokenizer = _train_tokenizer(texts, shape["vocabulary"])
+    tokenizer = train_tokenizer(texts, shape["vocabulary"])
     processor = LlavaProcessor(
         image_processor=CLIPImageProcessor(
             size={"shortest_edge": shape["image_size"]},
@@ -151,8 +151,12 @@ def build_trained_model(records, images, settings, *, output, checkpoints):
         output: folder to write.
         checkpoints: folder for the untrained model and for checkpoints, removed when done.
     """
+    from coincide.clip import build_clip
     from coincide.finetune import TrainingSettings, finetune
 
+    if Path(output).name == "clip":
+        build_clip(records, images, settings, output=output)
+        return
     texts = [turn["value"] for record in records for turn in record["conversations"]]
     untrained = Path(checkpoints) / "untrained"
     with replacing(untrained) as part:
@@ -169,10 +173,13 @@ def build_trained_model(records, images, settings, *, output, checkpoints):
     shutil.rmtree(checkpoints)
 
 
-def _train_tokenizer(texts, vocabulary):
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+def train_tokenizer(texts, vocabulary, *, begin_and_end=False):
+    """Byte-level BPE tokenizer trained on texts; with `begin_and_end` it puts its marks around a text by itself."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
     special = ["<pad>", "<s>", "</s>", "<image>"]
+    if begin_and_end:  # CLIP takes an end of number 2 for a sign of an old mistake, and looks elsewhere for the end
+        special = ["<pad>", "<s>", "<image>", "</s>"]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -183,6 +190,9 @@ def _train_tokenizer(texts, vocabulary):
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    if begin_and_end:
+        marks = [(mark, tokenizer.token_to_id(mark)) for mark in ("<s>", "</s>")]
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=marks)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",

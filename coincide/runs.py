@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel
 
+from coincide import methods
 from coincide.config import Training
 
 
@@ -27,7 +28,6 @@ class Stage:
 
 
 PICKS_OF = "the picks of the method"
-METHODS = {"coincide": "ranked_picks", "random": "random_picks", "full": "full"}  # method: its last stage
 DATASET = ("dataset.annotations", "dataset.images")
 STAGES = {
     "manifest": Stage(
@@ -64,7 +64,8 @@ STAGES = {
     "budget": Stage(("transferability", "density"), ("selection.temperature",)),
     "picks": Stage(("budget",), ("selection.gamma", "selection.cluster_groups")),
     "ranked_picks": Stage(("picks",)),
-    "random_picks": Stage(("clusters",), ("selection.seed",)),
+    "clip_scores": Stage(("shards",), ("clip_model.name", "clip_model.revision", "clip_model.dtype")),
+    "method_picks": Stage(("clusters",), ("selection.seed",)),
     "full": Stage(("clusters",)),
     "coreset": Stage((PICKS_OF, "merge")),
     "finetune_model": Stage(
@@ -87,6 +88,16 @@ STAGES = {
         ),
     ),
 }
+
+
+def stage_of(method):
+    """The stage that gives a method's picks."""
+    return {"coincide": "ranked_picks", "full": "full"}.get(method, "method_picks")
+
+
+def needs(method):
+    """Artefacts that a method reads beside clusters."""
+    return methods.method(method).NEEDS if stage_of(method) == "method_picks" else ()
 
 
 class Runs:
@@ -112,6 +123,10 @@ class Runs:
             return value.model_dump(exclude=Training.OPERATIONAL)
         return value.model_dump() if isinstance(value, BaseModel) else value
 
+    def method_settings(self, run, method):
+        """A run's settings of a method of `coincide.methods`, its defaults filled in."""
+        return methods.settings(method, self.configs[run].selection.method_settings.get(method, {}))
+
     def tasks(self, run, group):
         """Tasks of an evaluation group; None where the run has no such group."""
         return next((g.tasks for g in self.configs[run].evaluation.groups if g.name == group), None)
@@ -136,11 +151,15 @@ class Runs:
         """What other runs make for a run: dict of folder -> stages, method and stage where it has methods."""
         found = {}
         config = self.configs[run]
-        methods = [*config.selection.methods, *["full"] * config.target_model.full]
-        for stage in STAGES:
-            of_methods = PICKS_OF in self._all_before(stage) or stage in METHODS.values()
-            for method in methods if of_methods else [None]:
-                if stage in METHODS.values() and METHODS[method] != stage:
+        chosen = [*config.selection.methods, *["full"] * config.target_model.full]
+        last = {stage_of(method) for method in chosen}
+        unwanted = {"method_picks", "ranked_picks", "full"} - last
+        if not any("clip_scores" in needs(method) for method in chosen):
+            unwanted.add("clip_scores")
+        for stage in [stage for stage in STAGES if stage not in unwanted]:
+            of_methods = PICKS_OF in self._all_before(stage) or stage in last
+            for method in chosen if of_methods else [None]:
+                if stage in last and stage_of(method) != stage:
                     continue
                 for group in [g.name for g in config.evaluation.groups] if stage == "evaluate_model" else [None]:
                     folder = self.folder(run, stage, method=method, group=group)
@@ -155,11 +174,14 @@ class Runs:
     def _depends_on(self, run, stage, method, group):
         """Everything that a stage's results depend on, to compare."""
         if stage == PICKS_OF:
-            stage = METHODS[method]
-        own = STAGES[stage]
+            stage = stage_of(method)
+        own, after = STAGES[stage], STAGES[stage].after
         values = [self.setting(run, name) for name in (*own.settings, *own.reads)]
         if stage == "finetune_model":  # its name in paths
             values.append(self.configs[run].target_model.label)
         if stage == "evaluate_model":
             values.append(self.tasks(run, group))
-        return values, [self._depends_on(run, before, method, group) for before in own.after]
+        if stage == "method_picks":
+            values.append(self.method_settings(run, method))
+            after += ("clip_scores",) * ("clip_scores" in needs(method))  # its scores come with the activations
+        return values, [self._depends_on(run, before, method, group) for before in after]

@@ -38,6 +38,13 @@ def made_by(stage, pattern, **values):
     return paths
 
 
+def needed(artefact, paths):
+    """The files of an artefact that a method may need; none for the others."""
+    return lambda wildcards: (
+        paths(wildcards) if artefact in needs(wildcards.method) else []
+    )
+
+
 def shards(run):
     return [f"{shard:05d}" for shard in range(runs.setting(run, "dataset.shards"))]
 

@@ -134,23 +134,55 @@ rule ranked_picks:
         "../workflow_scripts/ranked_picks.py"
 
 
-rule random_picks:
+rule clip_scores:
+    input:
+        shards=made_by("shards", "shards"),
+        images=given_once("dataset.images"),
+        model=model_files("clip_model"),
+    output:
+        "results/{run}/clip_scores/shard-{shard}.parquet",
+    log:
+        "results/{run}/logs/clip_scores/{shard}.log",
+    benchmark:
+        "results/{run}/benchmarks/clip_scores/{shard}.tsv"
+    conda:
+        "../envs/extract.yaml"
+    envmodules:
+        *MODULES.extract,
+    threads: share_of_cores
+    params:
+        **settings("clip_scores"),
+    script:
+        "../workflow_scripts/clip_scores.py"
+
+
+rule method_picks:
     input:
         clusters=made_by("clusters", "clusters.parquet"),
+        activations=made_by("merge", "activations.parquet"),
+        scores=needed("scores", made_by("merge", "scores")),
+        clip_scores=needed(
+            "clip_scores",
+            made_by("clip_scores", "clip_scores/shard-{shard}.parquet", shard=shards),
+        ),
     output:
-        "results/{run}/coresets/random/{fraction}/coreset.parquet",
+        "results/{run}/coresets/{method}/{fraction}/coreset.parquet",
     log:
-        "results/{run}/logs/random/{fraction}.log",
+        "results/{run}/logs/method_picks/{method}-{fraction}.log",
     benchmark:
-        "results/{run}/benchmarks/random/{fraction}.tsv"
+        "results/{run}/benchmarks/method_picks/{method}-{fraction}.tsv"
+    wildcard_constraints:
+        method="|".join(methods.names()),
     conda:
         "../envs/select.yaml"
     envmodules:
         *MODULES.select,
+    threads: share_of_cores
     params:
-        **settings("random_picks"),
+        **settings("method_picks"),
+        settings=lambda wildcards: runs.method_settings(wildcards.run, wildcards.method),
     script:
-        "../workflow_scripts/random_picks.py"
+        "../workflow_scripts/method_picks.py"
 
 
 rule full:

@@ -134,7 +134,7 @@ def changed(finished, **values):
 
 def test_a_new_fraction_selects_and_trains_for_that_fraction_alone(finished):
     plan = changed(finished, selection={"fractions": [0.2, 0.1]})
-    assert plan == {"all": 1, "budget": 1, "picks": 1, "ranked_picks": 1, "random_picks": 1, "coreset": 2,
+    assert plan == {"all": 1, "budget": 1, "picks": 1, "ranked_picks": 1, "method_picks": 1, "coreset": 2,
                     "finetune_model": 2, "evaluate_model": 2, "cluster_stats": 1,
                     "summary": 1, "figures": 1, "report": 1}  # fmt: skip
 
@@ -142,7 +142,7 @@ def test_a_new_fraction_selects_and_trains_for_that_fraction_alone(finished):
 def test_a_new_temperature_does_not_cluster_again(finished):
     plan = changed(finished, selection={"fractions": [0.2], "temperature": 0.2})
     assert plan["budget"] == plan["picks"] == plan["finetune_model"] == 1
-    assert not {"activations", "merge", "clusters", "density", "transferability", "random_picks"} & set(plan)
+    assert not {"activations", "merge", "clusters", "density", "transferability", "method_picks"} & set(plan)
 
 
 def test_a_new_k_does_not_extract_again(finished):

@@ -1,0 +1,13 @@
+"""EL2N (Paul, Ganguli, Dziugaite 2021): the L2 norm of the reference model's error on the answer tokens."""
+
+from typing import Literal
+
+from coincide.methods import band
+
+NEEDS = ("scores",)
+
+
+def picks(tables, count, *, seed, keep: Literal["top", "middle", "bottom"] = "middle"):
+    """A band of the scores; which one is best depends on model and data."""
+    scores = tables.scores["el2n"]
+    return band(scores, count, keep), scores
