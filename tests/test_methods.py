@@ -177,6 +177,18 @@ def test_settings_that_cannot_be(name, given, message):
         methods.settings(name, given)
 
 
+def test_the_method_of_the_docs_works_as_it_stands(tmp_path, monkeypatch):
+    text = (REPO / "docs/methods.md").read_text()
+    code = text.split("```python\n")[1].split("```")[0]
+    assert len(code.splitlines()) < 30
+    (tmp_path / "own.py").write_text(code)
+    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
+    scores = pd.DataFrame({"loss": [0.1, 1.0, 1.1, 1.2, 9.0], "el2n": [0.1, 0.5, 0.7, 0.6, 9.0]})
+    assert pick("own", Given(clusters=clusters_of(5), scores=scores), 2, widest=0.8)[0] == [2, 3]
+    with pytest.raises(ValueError, match="widest"):
+        methods.settings("own", {"widest": 2.0})
+
+
 @pytest.mark.workflow
 def test_a_run_of_every_method(finished, tmp_path):
     place = Workplace(tmp_path)
