@@ -26,6 +26,7 @@ try:
     runs = Runs(check_runs(config, files=workflow.is_main_process))
 except ConfigError as error:
     raise WorkflowError(str(error))
+COMPARISON = f"results/{config['run']}-comparison"
 # Scripts read settings that do not change results (batch size, device) from here, by run, defaults
 # filled in; what does change results is a rule's params, so that a new value runs the rule again.
 config.clear()
@@ -94,7 +95,7 @@ onstart:
 onsuccess:
     shell(
         "cat {} 2>/dev/null || true".format(
-            " ".join(asked_for("summary.md", "estimate.md"))
+            " ".join(asked_for("summary.md", "estimate.md", "comparison.md"))
         )
     )
 

@@ -71,6 +71,63 @@ def performance(summary, path):
     _save(figure, path)
 
 
+def curves(found, path):
+    """Relative performance over fractions with its interval, one line a method.
+
+    Args:
+        found: table of `coincide.comparison.intervals`.
+    """
+    average = found[(found["task"] == AVERAGE) & (found["method"] != "full")]
+    figure, axis = plt.subplots(figsize=(8, 4.5))
+    axis.axhline(1, color=COLOURS["full"], linestyle="--", linewidth=1, label="full data")
+    methods = sorted(average["method"].unique(), key=lambda name: (name not in COLOURS, name))
+    span = np.ptp(average["fraction"]) or 1
+    for i, method in enumerate(methods):
+        rows = average[average["method"] == method].sort_values("fraction")
+        beside = rows["fraction"] + span * 0.006 * (i - len(methods) / 2)  # intervals side by side
+        low, high = rows["mean"] - rows["low"].fillna(rows["mean"]), rows["high"].fillna(rows["mean"]) - rows["mean"]
+        axis.errorbar(
+            beside, rows["mean"], yerr=[low.clip(lower=0), high.clip(lower=0)], marker="o", markersize=4, capsize=2,
+            color=_colour(method, methods), label=method, linewidth=2 if method == "coincide" else 1.2,
+        )  # fmt: skip
+    axis.set(xlabel="share of the data kept", ylabel="relative performance, average of the tasks")
+    axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    _save(figure, path)
+
+
+def pareto(found, cost, path):
+    """Relative performance against all seconds as a share of training on everything.
+
+    Args:
+        found: table of `coincide.comparison.intervals`.
+        cost: table of `coincide.comparison.costs`.
+    """
+    average = found[found["task"] == AVERAGE]
+    table = average.merge(cost, on=["method", "fraction"])
+    figure, axis = plt.subplots(figsize=(8, 4.5))
+    methods = sorted(table["method"].unique(), key=lambda name: (name not in COLOURS, name))
+    for method in methods:
+        rows = table[table["method"] == method].sort_values("of_full")
+        axis.plot(rows["of_full"], rows["mean"], marker="o", color=_colour(method, methods), label=method)
+        for row in rows.itertuples():
+            axis.annotate(f"{row.fraction:.0%}", (row.of_full, row.mean), xytext=(4, 4), textcoords="offset points",
+                          fontsize=7, color="#666666")  # fmt: skip
+    axis.axvline(1, color=COLOURS["full"], linestyle="--", linewidth=1)
+    axis.set(xlabel="scoring, selecting and finetuning, against finetuning on everything",
+             ylabel="relative performance, average of the tasks", xlim=(0, None))  # fmt: skip
+    axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    _save(figure, path)
+
+
+def _colour(method, methods):
+    others = [name for name in methods if name not in COLOURS]
+    return COLOURS.get(method) or plt.get_cmap("tab10").colors[(2 + others.index(method)) % 10]
+
+
 def budgets(cluster_stats, path):
     """Size of every cluster against its budget, coloured by its score, one panel a fraction."""
     columns = [column for column in cluster_stats if column.startswith("budget_")]

@@ -148,6 +148,12 @@ def benchmark_folders(run):
     return [f"results/{run}/benchmarks", *["resources/benchmarks"] * built]
 
 
+def benchmarks_read(run):
+    """Folders of the times of a run's jobs, and of those of runs that it shares with."""
+    folders = [f"results/{run}", *runs.shared(run)]
+    return [f"{folder}/benchmarks" for folder in folders]
+
+
 def asked_for(*names):
     """The files of these names that this start was to bring about."""
     return [

@@ -109,3 +109,29 @@ rule report:
         shared=lambda wildcards: runs.shared(wildcards.run),
     script:
         "../workflow_scripts/report.py"
+
+
+# All runs of the config side by side: snakemake … comparison
+rule comparison:
+    input:
+        summaries=expand("results/{run}/summary.parquet", run=runs),
+    output:
+        text=f"{COMPARISON}/comparison.md",
+        intervals=f"{COMPARISON}/intervals.csv",
+        paired=f"{COMPARISON}/paired.csv",
+        ranks=f"{COMPARISON}/ranks.csv",
+        costs=f"{COMPARISON}/costs.csv",
+        curves=f"{COMPARISON}/curves.svg",
+        pareto=f"{COMPARISON}/pareto.svg",
+    log:
+        f"{COMPARISON}/comparison.log",
+    benchmark:
+        f"{COMPARISON}/comparison.tsv"
+    conda:
+        "../envs/report.yaml"
+    envmodules:
+        *MODULES.report,
+    params:
+        benchmarks={run: benchmarks_read(run) for run in runs},
+    script:
+        "../workflow_scripts/comparison.py"
