@@ -88,6 +88,10 @@ class Training(Section):
     batch_size: Count = Field(16, description="samples a step, of all processes together")
     gradient_accumulation: Count = 1
     learning_rate: Positive
+    projector_learning_rate: Positive | None = Field(
+        None, description="of the layers between vision tower and decoder; null: the same"
+    )
+    max_tokens: Count | None = Field(None, description="longer samples are cut there, behind their images; null: not")
     warmup: Share = Field(0.03, description="share of the steps")
     weight_decay: Annotated[float, Field(ge=0, strict=True)] = 0.0
     adam_beta2: Annotated[float, Field(gt=0, lt=1, strict=True)] = 0.999

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import sys
 from dataclasses import dataclass, field
@@ -29,6 +30,9 @@ log = logging.getLogger(__name__)
 IGNORED = -100  # label that the loss passes over
 
 
+PROJECTOR = re.compile(r"multi_modal_projector|mm_projector|connector|visual\.merger|mlp1")
+
+
 class DeviceError(ValueError):
     """A training that cannot run as asked on this device."""
 
@@ -43,6 +47,8 @@ class TrainingSettings:
     epochs: float
     batch_size: int
     learning_rate: float
+    projector_learning_rate: float | None = None
+    max_tokens: int | None = None
     gradient_accumulation: int = 1
     warmup: float = 0.03
     weight_decay: float = 0.0
@@ -111,8 +117,9 @@ def finetune(model_name, records, images, *, settings, seed, output, checkpoints
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     on_cpu = pick_device(settings.device) == "cpu"
-    trainer = Trainer(
+    trainer = _Trainer(
         model=model,
+        projector_learning_rate=settings.projector_learning_rate,
         args=TrainingArguments(
             output_dir=str(place),
             num_train_epochs=1,  # the order below holds all of them
@@ -143,7 +150,7 @@ def finetune(model_name, records, images, *, settings, seed, output, checkpoints
             **(_distributed(settings, on_cpu) if world > 1 else {}),
         ),
         train_dataset=Dataset.from_dict({"row": training_order(records, settings.epochs, settings.batch_size, seed)}),
-        data_collator=_Collator(processor, records, images),
+        data_collator=_Collator(processor, records, images, settings.max_tokens),
         processing_class=processor,
     )
     trainer.pop_callback(PrinterCallback)
@@ -208,9 +215,32 @@ def training_order(records, epochs, batch_size, seed):
     return order[: round(epochs * len(records))]
 
 
+class _Trainer(Trainer):
+    """A Trainer with a learning rate of its own for the projector, whatever the family calls it."""
+
+    def __init__(self, *, projector_learning_rate, **options):
+        super().__init__(**options)
+        self.projector_learning_rate = projector_learning_rate
+
+    def create_optimizer(self, *arguments, **options):
+        """The optimizer, the projector's weights in groups of their own."""
+        if self.optimizer is not None or self.projector_learning_rate is None:
+            return super().create_optimizer(*arguments, **options)
+        super().create_optimizer(*arguments, **options)
+        own = {id(p) for name, p in self.model.named_parameters() if PROJECTOR.search(name)}
+        if not own:
+            raise ValueError(f"no layer of {type(self.model).__name__} is a projector: unset projector_learning_rate")
+        for group in list(self.optimizer.param_groups):
+            mine = [p for p in group["params"] if id(p) in own]
+            group["params"] = [p for p in group["params"] if id(p) not in own]
+            if mine:
+                self.optimizer.add_param_group({**group, "params": mine, "lr": self.projector_learning_rate})
+        return self.optimizer
+
+
 class _Collator:
-    def __init__(self, processor, records, images):
-        self.processor, self.records, self.images = processor, records, images
+    def __init__(self, processor, records, images, max_tokens=None):
+        self.processor, self.records, self.images, self.max_tokens = processor, records, images, max_tokens
 
     def __call__(self, batch):
         records = [self.records[item["row"]] for item in batch]
@@ -218,6 +248,14 @@ class _Collator:
         pictures = [[open_image(self.images, name) for name in image_names(r)] for r in records]
         inputs, masks, _ = encode(self.processor, rendered, pictures)
         inputs["labels"] = inputs["input_ids"].masked_fill(~torch.from_numpy(masks.answer), IGNORED)
+        length = inputs["input_ids"].shape[1]
+        if self.max_tokens and length > self.max_tokens:
+            behind_images = length - masks.visual.any(axis=0)[::-1].argmax() if masks.visual.any() else 0
+            cut = max(self.max_tokens, behind_images)
+            inputs = {
+                name: value[:, :cut] if value.ndim > 1 and value.shape[1] == length else value
+                for name, value in inputs.items()
+            }
         return dict(inputs)
 
 

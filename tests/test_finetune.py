@@ -93,6 +93,40 @@ def test_the_loss_sees_answers_alone(tiny_model, tiny_data):
         assert said == "".join(f" {t}</s>" for t in turns)
 
 
+def test_the_projector_has_a_learning_rate_of_its_own(tiny_model, tiny_data, tmp_path, monkeypatch):
+    groups, real = {}, module._Trainer.create_optimizer
+
+    def remembered(self, *arguments, **options):
+        optimizer = real(self, *arguments, **options)
+        names = {id(p): name for name, p in self.model.named_parameters()}
+        groups.update({names[id(p)]: g["initial_lr" if "initial_lr" in g else "lr"]
+                       for g in optimizer.param_groups for p in g["params"]})  # fmt: skip
+        assert sum(len(g["params"]) for g in optimizer.param_groups) == len(groups)
+        return optimizer
+
+    monkeypatch.setattr(module._Trainer, "create_optimizer", remembered)
+    trained = run(tiny_model, tiny_data, tmp_path, "out", projector_learning_rate=1e-9)
+    assert {groups[name] for name in groups if "multi_modal_projector" in name} == {1e-9}
+    assert {groups[name] for name in groups if "multi_modal_projector" not in name} == {1e-3}
+    before, after = weights(tiny_model), weights(trained)
+    for name, value in after.items():
+        close = torch.allclose(value, before[name], atol=1e-6)
+        assert close == ("multi_modal_projector" in name) or not value.any() or "vision" in name, name
+
+
+def test_long_samples_are_cut_behind_their_images(tiny_model, tiny_data):
+    processor = load_processor(tiny_model)
+    records = [r for r in tiny_data[0] if "image" in r][:2]
+    batch = [{"row": 0}, {"row": 1}]
+    whole = module._Collator(processor, records, tiny_data[1])(batch)
+    cut = module._Collator(processor, records, tiny_data[1], 40)(batch)
+    assert cut["input_ids"].shape[1] == cut["labels"].shape[1] == cut["attention_mask"].shape[1] == 40
+    assert torch.equal(cut["input_ids"], whole["input_ids"][:, :40])
+    assert torch.equal(cut["pixel_values"], whole["pixel_values"])
+    images = module._Collator(processor, records, tiny_data[1], 3)(batch)["input_ids"] == processor.image_token_id
+    assert images.sum() == (whole["input_ids"] == processor.image_token_id).sum()
+
+
 def test_training_lowers_the_loss(tiny_model, tiny_data, tmp_path):
     folder = run(tiny_model, tiny_data, tmp_path, "m", epochs=30.0, learning_rate=3e-3, save_every=1000)
     losses = [json.loads(line) for line in (folder / "training_log.jsonl").read_text().splitlines()]
