@@ -56,6 +56,7 @@ localrules:
     select,
     finetune,
     evaluate,
+    transfer_check,
 
 
 # The few targets that people ask for: snakemake … estimate | select | finetune | evaluate | report
@@ -95,7 +96,14 @@ onstart:
 onsuccess:
     shell(
         "cat {} 2>/dev/null || true".format(
-            " ".join(asked_for("summary.md", "estimate.md", "comparison.md"))
+            " ".join(
+                asked_for(
+                    "summary.md",
+                    "estimate.md",
+                    "comparison.md",
+                    "transfer_check.md",
+                )
+            )
         )
     )
 

@@ -208,6 +208,8 @@ class Selection(Section):
     method_settings: dict[StrictStr, dict[str, Any]] = Field({}, description="settings of methods, by method")
     temperature: Positive = Field(0.1, description="τ of the softmax over clusters")
     gamma: Positive = Field(1.0, description="width of the Gaussian kernel")
+    weigh_density: StrictBool = Field(True, description="false: shares by transferability alone, for ablations")
+    within: Literal["mmd", "random"] = Field("mmd", description="picks inside a cluster; random for ablations")
     cluster_groups: Count = Field(1, description="jobs that share the clusters for density and picks; same result")
     blocks: Literal["text", "all"] = Field("text", description="columns of the centroids that transferability compares")
     exclude_above: Annotated[float, Field(ge=-1, le=1, strict=True)] = Field(
@@ -253,6 +255,18 @@ class Evaluation(Section):
     limit: Count | None = Field(None, description="first questions of each task alone, for a look")
 
 
+class TransferCheck(Section):
+    """The premise, measured (snakemake … transfer_check): finetune on one cluster, ask the others."""
+
+    clusters: Annotated[StrictInt, Field(ge=3)] = Field(16, description="drawn at random")
+    samples: Count = Field(32, description="of a cluster to train on, and as many to ask")
+    epochs: Positive = 2.0
+    batch_size: Count = 8
+    learning_rate: Positive = 1e-4
+    device: Device = "auto"
+    seed: Size = 0
+
+
 class Modules(Section):
     """Environment modules that the stages load, with Snakemake's option `--sdm env-modules`."""
 
@@ -287,6 +301,7 @@ class Config(Section):
     selection: Selection
     target_model: TargetModel
     evaluation: Evaluation
+    transfer_check: TransferCheck = TransferCheck()
     mini_mix: MiniMix = MiniMix()
     clip_model: ClipModel = ClipModel()
     built_models: dict[Literal["reference", "target", "clip"], BuiltModel] = {}

@@ -106,7 +106,7 @@ def add_budget(stats, fraction, *, temperature=0.1):
     return stats.assign(budget=allocate(scores, stats["size"], budget, temperature=temperature))
 
 
-def pick_members(x, labels, stats, *, gamma=1.0, clusters=None, device="cpu"):
+def pick_members(x, labels, stats, *, gamma=1.0, clusters=None, within="mmd", seed=0, device="cpu"):
     """Greedy MMD picks of every cluster, clusters from the largest share to the smallest.
 
     Args:
@@ -115,16 +115,23 @@ def pick_members(x, labels, stats, *, gamma=1.0, clusters=None, device="cpu"):
         stats: table with columns share and budget, row i for cluster i.
         gamma: kernel width γ.
         clusters: (m,) the clusters to pick from; None: all.
+        within: "mmd", or "random": draws in its place, for ablations.
+        seed: of the draws.
         device: as `density` takes it.
 
     Returns:
         (B,) int64 rows of x.
     """
-    x, members = Rows(x), members_by_cluster(labels, len(stats))
+    members = members_by_cluster(labels, len(stats))
     budgets = stats["budget"].to_numpy()
     order = _by_share(stats)
     order = order[(budgets[order] > 0) & (np.isin(order, clusters) if clusters is not None else True)]
     members, budgets = [members[c] for c in order], budgets[order]
+    if within == "random":
+        draws = [np.random.default_rng([seed, c]).permutation(len(own)) for c, own in zip(order, members)]
+        picked = [own[draw[:budget]] for own, draw, budget in zip(members, draws, budgets)]
+        return np.concatenate(picked) if picked else np.empty(0, dtype=np.int64)
+    x = Rows(x)
 
     def pick(i, rows):
         return greedy_picks(ClusterKernel(rows, gamma=gamma), budgets[i])

@@ -123,6 +123,26 @@ def pareto(found, cost, path):
     _save(figure, path)
 
 
+def transfer(pairs, found, path):
+    """Gain of each pair of clusters against the cosine of their centroids.
+
+    Args:
+        pairs: table of `coincide.transfer_check.measure`.
+        found: of `coincide.transfer_check.correlation`.
+    """
+    others = pairs[pairs["trained"] != pairs["asked"]]
+    gain = others["gain"] - others.groupby("asked")["gain"].transform("mean")
+    figure, axis = plt.subplots(figsize=(6, 4.5))
+    axis.scatter(others["cosine"], gain, s=14, alpha=0.6, color=COLOURS["coincide"], linewidth=0)
+    slope, start = np.polyfit(others["cosine"], gain, 1)
+    ends = np.array([others["cosine"].min(), others["cosine"].max()])
+    axis.plot(ends, start + slope * ends, color=COLOURS["random"])
+    axis.set(xlabel="cosine of the centroids", ylabel="fall of the loss, less the mean of the cluster asked")
+    axis.set_title(f"r = {found['r']:.2f} ({found['low']:.2f} to {found['high']:.2f}), {found['pairs']} pairs")
+    axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    _save(figure, path)
+
+
 def _colour(method, methods):
     others = [name for name in methods if name not in COLOURS]
     return COLOURS.get(method) or plt.get_cmap("tab10").colors[(2 + others.index(method)) % 10]

@@ -150,7 +150,7 @@ def finetune(model_name, records, images, *, settings, seed, output, checkpoints
             **(_distributed(settings, on_cpu) if world > 1 else {}),
         ),
         train_dataset=Dataset.from_dict({"row": training_order(records, settings.epochs, settings.batch_size, seed)}),
-        data_collator=_Collator(processor, records, images, settings.max_tokens),
+        data_collator=Collator(processor, records, images, settings.max_tokens),
         processing_class=processor,
     )
     trainer.pop_callback(PrinterCallback)
@@ -238,7 +238,9 @@ class _Trainer(Trainer):
         return self.optimizer
 
 
-class _Collator:
+class Collator:
+    """Batches of rows of records as a model in training takes them, with labels over the answers alone."""
+
     def __init__(self, processor, records, images, max_tokens=None):
         self.processor, self.records, self.images, self.max_tokens = processor, records, images, max_tokens
 

@@ -50,3 +50,18 @@ def read_shard(path):
     with open(path, encoding="utf-8") as file:
         lines = sorted(map(json.loads, file), key=lambda line: line["place"])
     return [{name: line[name] for name in ("sample_id", "position", "record")} for line in lines]
+
+
+def read_samples(paths, sample_ids):
+    """Yield (row, record) of the samples with these ids, row being their place among them, from all shards.
+
+    Args:
+        paths: files of all shards.
+        sample_ids: of the samples wanted; of the others nothing is yielded.
+    """
+    row = {sample_id: i for i, sample_id in enumerate(sample_ids)}
+    for path in paths:
+        with open(path, encoding="utf-8") as file:
+            for line in map(json.loads, file):
+                if line["sample_id"] in row:
+                    yield row[line["sample_id"]], line["record"]

@@ -51,12 +51,16 @@ def column_table(name, values, clusters=None):
     return pd.DataFrame({"cluster": np.asarray(clusters, np.int32), name: values})
 
 
-def read_cluster_stats(centroids, transferability, density, *, temperature):
-    """cluster, size, transferability, density, share, from the files of the stages; density in one file a group."""
+def read_cluster_stats(centroids, transferability, density, *, temperature, weigh_density=True):
+    """cluster, size, transferability, density, share, from the files of the stages; density in one file a group.
+
+    A density that is not weighed counts, and is shown, as 1.
+    """
+    densities = pd.concat([pd.read_parquet(group) for group in density])["density"].to_numpy()
     return cluster_stats(
         pd.read_parquet(centroids, columns=["size"])["size"],
         pd.read_parquet(transferability)["transferability"].to_numpy(),
-        pd.concat([pd.read_parquet(group) for group in density])["density"].to_numpy(),
+        densities if weigh_density else np.ones_like(densities),
         temperature=temperature,
     )
 

@@ -111,6 +111,41 @@ rule report:
         "../workflow_scripts/report.py"
 
 
+# The premise of the method, measured: snakemake … transfer_check
+rule transfer_check_of_run:
+    input:
+        clusters=made_by("clusters", "clusters.parquet"),
+        centroids=made_by("clusters", "centroids.parquet"),
+        shards=made_by("shards", "shards"),
+        images=given_once("dataset.images"),
+        model=model_files("reference_model"),
+    output:
+        pairs="results/{run}/transfer_check/pairs.parquet",
+        text="results/{run}/transfer_check/transfer_check.md",
+        figure="results/{run}/transfer_check/transfer.svg",
+    log:
+        "results/{run}/logs/transfer_check.log",
+    benchmark:
+        "results/{run}/benchmarks/transfer_check.tsv"
+    conda:
+        "../envs/finetune.yaml"
+    envmodules:
+        *MODULES.finetune,
+    threads: 64
+    params:
+        name=setting("reference_model.name"),
+        revision=setting("reference_model.revision"),
+        trust_remote_code=setting("reference_model.trust_remote_code"),
+        transfer_check=setting("transfer_check"),
+    script:
+        "../workflow_scripts/transfer_check.py"
+
+
+rule transfer_check:
+    input:
+        expand("results/{run}/transfer_check/transfer_check.md", run=runs),
+
+
 # All runs of the config side by side: snakemake … comparison
 rule comparison:
     input:

@@ -85,7 +85,7 @@ def test_checkpoints_of_other_settings_are_not_taken_up(tiny_model, tiny_data, t
 def test_the_loss_sees_answers_alone(tiny_model, tiny_data):
     processor = load_processor(tiny_model)
     records, images = tiny_data
-    batch = module._Collator(processor, records, images)([{"row": i} for i in range(6)])
+    batch = module.Collator(processor, records, images)([{"row": i} for i in range(6)])
     for i in range(6):
         labels = batch["labels"][i]
         said = processor.tokenizer.decode(labels[labels != -100])
@@ -118,12 +118,12 @@ def test_long_samples_are_cut_behind_their_images(tiny_model, tiny_data):
     processor = load_processor(tiny_model)
     records = [r for r in tiny_data[0] if "image" in r][:2]
     batch = [{"row": 0}, {"row": 1}]
-    whole = module._Collator(processor, records, tiny_data[1])(batch)
-    cut = module._Collator(processor, records, tiny_data[1], 40)(batch)
+    whole = module.Collator(processor, records, tiny_data[1])(batch)
+    cut = module.Collator(processor, records, tiny_data[1], 40)(batch)
     assert cut["input_ids"].shape[1] == cut["labels"].shape[1] == cut["attention_mask"].shape[1] == 40
     assert torch.equal(cut["input_ids"], whole["input_ids"][:, :40])
     assert torch.equal(cut["pixel_values"], whole["pixel_values"])
-    images = module._Collator(processor, records, tiny_data[1], 3)(batch)["input_ids"] == processor.image_token_id
+    images = module.Collator(processor, records, tiny_data[1], 3)(batch)["input_ids"] == processor.image_token_id
     assert images.sum() == (whole["input_ids"] == processor.image_token_id).sum()
 
 

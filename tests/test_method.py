@@ -142,6 +142,22 @@ def test_many_clusters_at_a_time_give_the_same_as_one_by_one(seed, k, fraction):
         assert np.isnan(dense[len(own) :]).all()
 
 
+def test_draws_in_place_of_mmd_keep_the_budgets():
+    from coincide.coreset import cluster_group, pick_members
+
+    rng = np.random.default_rng(0)
+    x, labels = rng.normal(size=(200, 4)).astype(np.float32), rng.integers(0, 7, 200)
+    stats = coincide.select(x, labels, rng.normal(size=(7, 4)), fraction=0.3, temperature=9.0).cluster_stats
+    drawn = pick_members(x, labels, stats, within="random", seed=3)
+    assert np.bincount(labels[drawn], minlength=7).tolist() == stats["budget"].tolist()
+    assert len(set(drawn.tolist())) == 60
+    parts = [
+        pick_members(x, labels, stats, within="random", seed=3, clusters=cluster_group(labels, i, 3)) for i in range(3)
+    ]
+    assert sorted(np.concatenate(parts)) == sorted(drawn)  # however the clusters are split over jobs
+    assert sorted(pick_members(x, labels, stats, within="random", seed=4)) != sorted(drawn)
+
+
 def test_picks_of_degenerate_clusters():
     one = np.ones((1, 3), np.float16)
     assert coincide.greedy_mmd(one, 1).tolist() == [0]

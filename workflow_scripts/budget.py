@@ -12,6 +12,7 @@ stats = read_cluster_stats(
     snakemake.input.transferability,
     snakemake.input.density,
     temperature=snakemake.params.temperature,
+    weigh_density=snakemake.params.weigh_density,
 )
 stats = add_budget(stats, float(snakemake.wildcards.fraction), temperature=snakemake.params.temperature)
 write_table(stats, snakemake.output[0])

@@ -19,6 +19,8 @@ indices = pick_members(
     pd.read_parquet(snakemake.input.budget),
     gamma=snakemake.params.gamma,
     clusters=cluster_group(labels, int(snakemake.wildcards.cluster_group), snakemake.params.cluster_groups),
+    within=snakemake.params.within,
+    seed=snakemake.params.seed,
     device=pick_device(settings["device"]),
 )
 write_table(pd.DataFrame({"row": indices}), snakemake.output[0])

@@ -1,0 +1,30 @@
+"""Finetune the reference model on single clusters, and set the gain on others against their similarity."""
+
+from pathlib import Path
+
+from coincide.jobs import start
+
+start(snakemake.log[0], snakemake.threads)
+
+import pandas as pd
+
+from coincide import figures
+from coincide.files import replacing
+from coincide.shards import read_samples
+from coincide.tables import read_centroids, write_table
+from coincide.transfer_check import as_text, check
+
+clusters = pd.read_parquet(snakemake.input.clusters)
+pairs, found = check(
+    read_samples(sorted(Path(snakemake.input.shards).glob("*.jsonl")), clusters["sample_id"]),
+    snakemake.input.images,
+    clusters,
+    read_centroids(snakemake.input.centroids),
+    model_name=snakemake.params.name,
+    options={"revision": snakemake.params.revision, "trust_remote_code": snakemake.params.trust_remote_code},
+    settings=snakemake.params.transfer_check,
+)
+figures.transfer(pairs, found, snakemake.output.figure)
+write_table(pairs, snakemake.output.pairs)
+with replacing(snakemake.output.text) as path:
+    path.write_text(as_text(found))
