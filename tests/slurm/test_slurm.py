@@ -41,7 +41,10 @@ def ready(finished, tmp_path):
     place = Workplace(tmp_path)
     shutil.copytree(finished / "resources", tmp_path / "resources")
     small_profile(tmp_path / "slurm")
-    return place
+    yield place
+    for process in psutil.process_iter(["cmdline"]):  # of a node that was set down under its jobs
+        if any(str(tmp_path) in argument for argument in process.info["cmdline"] or ()):
+            process.kill()
 
 
 def small_profile(folder, rule="activations", **resources):
