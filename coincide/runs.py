@@ -62,7 +62,7 @@ STAGES = {
     "transferability": Stage(("clusters",), ("selection.blocks", "selection.exclude_above")),
     "density": Stage(("clusters",), ("selection.gamma", "selection.cluster_groups")),
     "budget": Stage(("transferability", "density"), ("selection.temperature", "selection.weigh_density")),
-    "picks": Stage(("budget",), ("selection.gamma", "selection.cluster_groups", "selection.within", "selection.seed")),
+    "picks": Stage(("budget",), ("selection.gamma", "selection.cluster_groups", "selection.within", "clustering.seed")),
     "ranked_picks": Stage(("picks",)),
     "clip_scores": Stage(("shards",), ("clip_model.name", "clip_model.revision", "clip_model.dtype")),
     "method_picks": Stage(("clusters",), ("selection.seed",)),
