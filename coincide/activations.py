@@ -447,14 +447,14 @@ def extract_shard(
 
 
 def open_extractor(
-    name, images, samples, *, revision, trust_remote_code, dtype, device, layers, batch_tokens, max_tokens
+    name, images, samples, *, revision, trust_remote_code, dtype, device, layers, batch_tokens, max_tokens, scores
 ):
     """A reference model ready to be read: (Extractor, Encoder, numbers in an activation); see `extract`."""
     model, processor = load_model(
         name, revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code
     )
     layers = resolve_layers(layers, len(decoder_layers(model)))
-    extractor, encoder = extractor_of(model, processor, images, layers, batch_tokens, max_tokens)
+    extractor, encoder = extractor_of(model, processor, images, layers, batch_tokens, max_tokens, scores=scores)
     _try_sharing(extractor, encoder, samples)
     return extractor, encoder, 2 * len(layers) * model.config.get_text_config().hidden_size
 

@@ -39,10 +39,10 @@ def measure(extractor, encoder, samples, *, workers):
     Args:
         extractor, encoder: of the reference model (`coincide.activations`, `coincide.encoding`).
         samples: list of samples, those of one image side by side.
-        workers: processes that will make samples ready ahead of the model.
+        workers: processes that will make samples ready ahead of the model; 0: in line.
 
     Returns:
-        dict of seconds (the model's, or the workers' where these are slower), samples, tokens (of the
+        dict of seconds (the model's, or the workers' where these are slower; both in line), samples, tokens (of the
         samples), tokens_computed, parameters (that a token goes through).
     """
     encoded = [[one for one in encoder(group) if isinstance(one, Encoded)] for group in group_by_images(samples[:8])]
@@ -51,9 +51,10 @@ def measure(extractor, encoder, samples, *, workers):
     encoded = [[one for one in encoder(group) if isinstance(one, Encoded)] for group in group_by_images(samples)]
     prepared, before = time.perf_counter(), extractor.tokens
     _read(extractor, encoded)
-    layers = decoder_layers(extractor.model)[: max(extractor.layers) + 1]
+    reading, preparing = time.perf_counter() - prepared, prepared - began
+    layers = decoder_layers(extractor.model)[: None if extractor.scores else max(extractor.layers) + 1]
     return {
-        "seconds": max(time.perf_counter() - prepared, (prepared - began) / workers),
+        "seconds": max(reading, preparing / workers) if workers else reading + preparing,
         "samples": sum(map(len, encoded)),
         "tokens": sum(len(one.ids) for group in encoded for one in group),
         "tokens_computed": extractor.tokens - before,

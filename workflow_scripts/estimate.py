@@ -35,10 +35,10 @@ extractor, encoder, dimension = open_extractor(
     samples,
     **{
         k: reference[k]
-        for k in ("revision", "trust_remote_code", "dtype", "device", "layers", "batch_tokens", "max_tokens")
+        for k in ("revision", "trust_remote_code", "dtype", "device", "layers", "batch_tokens", "max_tokens", "scores")
     },
 )
-measured = measure(extractor, encoder, samples, workers=loader_workers())
+measured = measure(extractor, encoder, samples, workers=loader_workers(extractor.model.device.type))
 stages = estimate(
     manifest,
     measured,
