@@ -412,6 +412,7 @@ def extract_shard(
     output,
     revision=None,
     trust_remote_code=False,
+    attention=None,
     compiled=False,
     scores=False,
     scores_output=None,
@@ -423,7 +424,12 @@ def extract_shard(
     if not scores:
         write_scores([], scores_output, None)
     model, processor = load_model(
-        model_name, revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code
+        model_name,
+        revision=revision,
+        dtype=dtype,
+        device=device,
+        trust_remote_code=trust_remote_code,
+        attention=attention,
     )
     return extract(
         model,
@@ -447,11 +453,12 @@ def extract_shard(
 
 
 def open_extractor(
-    name, images, samples, *, revision, trust_remote_code, dtype, device, layers, batch_tokens, max_tokens, scores
-):
+    name, images, samples, *, revision, trust_remote_code, dtype, attention, device, layers, batch_tokens, max_tokens,
+    scores,
+):  # fmt: skip
     """A reference model ready to be read: (Extractor, Encoder, numbers in an activation); see `extract`."""
     model, processor = load_model(
-        name, revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code
+        name, revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code, attention=attention
     )
     layers = resolve_layers(layers, len(decoder_layers(model)))
     extractor, encoder = extractor_of(model, processor, images, layers, batch_tokens, max_tokens, scores=scores)

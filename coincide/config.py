@@ -166,6 +166,9 @@ class ReferenceModel(Section):
         description="zero-based decoder layers, or fractions of depth: 0.5 is the layer that ends half-way",
     )
     dtype: Dtype = "float32"
+    attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"] | None = Field(
+        None, description="as transformers names it; null: its choice, sdpa. With flash samples share no image tokens"
+    )
     device: Device = "auto"
     batch_tokens: Count | None = Field(
         None, description="tokens of a batch, padding counted; null: by device; halved where memory is short"

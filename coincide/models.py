@@ -38,10 +38,11 @@ CHAT_TEMPLATE = """\
 {% if add_generation_prompt %} ASSISTANT:{% endif %}"""
 
 
-def load_model(name, *, revision=None, dtype="float32", device="auto", trust_remote_code=False):
+def load_model(name, *, revision=None, dtype="float32", device="auto", trust_remote_code=False, attention=None):
     """Load model and processor from a folder or the hub, safetensors only, in evaluation mode.
 
-    A folder that holds an adapter (peft) is loaded with its base model, and merged into it.
+    A folder that holds an adapter (peft) is loaded with its base model, and merged into it. `attention` is an
+    implementation as transformers names it; None leaves the choice to transformers.
 
     Returns:
         (model, processor)
@@ -51,7 +52,9 @@ def load_model(name, *, revision=None, dtype="float32", device="auto", trust_rem
     """
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     base = json.loads((Path(name) / ADAPTER).read_text())["base_model_name_or_path"] if is_adapter(name) else name
-    model = AutoModelForImageTextToText.from_pretrained(base, dtype=DTYPES[dtype], use_safetensors=True, **options)
+    model = AutoModelForImageTextToText.from_pretrained(
+        base, dtype=DTYPES[dtype], use_safetensors=True, attn_implementation=attention, **options
+    )
     if is_adapter(name):
         from peft import PeftModel
 

@@ -44,6 +44,7 @@ STAGES = {
             "reference_model.trust_remote_code",
             "reference_model.layers",
             "reference_model.dtype",
+            "reference_model.attention",
             "reference_model.max_tokens",
             "reference_model.scores",
         ),

@@ -97,6 +97,14 @@ def test_features_equal_a_plain_forward_pass(loaded, tiny_data):
         assert np.linalg.norm(row - plain) <= 1e-3 * np.linalg.norm(plain)
 
 
+def test_every_kind_of_attention_gives_the_same(tiny_model, loaded, tiny_data):
+    records, folder = tiny_data
+    eager = load_model(tiny_model, device="cpu", attention="eager")
+    assert eager[0].config._attn_implementation == "eager" != loaded[0].config._attn_implementation
+    found = batch_features(*eager, records, folder, LAYERS)
+    np.testing.assert_allclose(found, batch_features(*loaded, records, folder, LAYERS), atol=1e-6)
+
+
 def test_stopping_early_changes_nothing(loaded, tiny_data):
     model, processor = loaded
     records, folder = tiny_data

@@ -19,6 +19,7 @@ rejected = extract_shard(
     trust_remote_code=snakemake.params.trust_remote_code,
     layers=snakemake.params.layers,
     dtype=snakemake.params.dtype,
+    attention=snakemake.params.attention,
     device=settings["device"],
     batch_tokens=settings["batch_tokens"],
     compiled=settings["compiled"],

@@ -35,7 +35,17 @@ extractor, encoder, dimension = open_extractor(
     samples,
     **{
         k: reference[k]
-        for k in ("revision", "trust_remote_code", "dtype", "device", "layers", "batch_tokens", "max_tokens", "scores")
+        for k in (
+            "revision",
+            "trust_remote_code",
+            "dtype",
+            "attention",
+            "device",
+            "layers",
+            "batch_tokens",
+            "max_tokens",
+            "scores",
+        )
     },
 )
 measured = measure(extractor, encoder, samples, workers=loader_workers(extractor.model.device.type))
