@@ -12,7 +12,7 @@ from coincide import methods
 from coincide.config import ConfigError, check_runs
 from coincide.jobs import RunIsLocked, hold_run, offer_package
 from coincide.plan import end_orphans, write_plans
-from coincide.runs import PICKS_OF, STAGES, Runs, needs
+from coincide.runs import PICKS_OF, STAGES, Runs
 from coincide.status import outcome
 
 min_version("9.0")

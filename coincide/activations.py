@@ -19,7 +19,7 @@ import torch
 from coincide.chat import fixed_prefix
 from coincide.encoding import Encoded, Encoder, encoded_groups, group_by_images
 from coincide.layers import resolve_layers
-from coincide.models import load_model, weights_digest
+from coincide.models import load_model, placed, weights_digest
 from coincide.packing import alone, batches, collate, rows_of
 from coincide.progress import Progress
 from coincide.scores import EMBEDDINGS, SCORES, score_columns, scores_table, write_scores
@@ -107,7 +107,7 @@ def features(model, batch, layers, *, scores=False):
 
     Source: Lee, Li, Hwang (EMNLP 2024), section 3.2, and the published code's blocks.
     """
-    inputs = {name: _placed(value, model) for name, value in batch.inputs.items()}
+    inputs = placed(batch.inputs, model)
     visual, text = batch.visual.to(model.device), batch.text.to(model.device)
     row, place = zip(*((i, s) for i, samples in enumerate(batch.encoded) for s in range(len(samples))))
     row, place = torch.tensor(row, device=model.device), torch.tensor(place, device=model.device)
@@ -126,10 +126,6 @@ def features(model, batch, layers, *, scores=False):
             blocks += [block[row, 0], block[row, 1 + place]]
         vectors = torch.cat(blocks, dim=1) / (2 * len(layers)) ** 0.5
         return torch.cat([vectors, score_columns(model, last, batch, row, place)], dim=1) if scores else vectors
-
-
-def _placed(value, model):
-    return value.to(model.device, model.dtype if value.is_floating_point() else None)
 
 
 class Extractor:

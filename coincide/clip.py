@@ -19,7 +19,7 @@ from coincide.chat import IMAGE_MARK
 from coincide.devices import pick_device
 from coincide.files import replacing
 from coincide.images import ImageError, image_names, open_image
-from coincide.models import DTYPES, train_tokenizer
+from coincide.models import DTYPES, placed, train_tokenizer
 from coincide.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -73,19 +73,18 @@ def clip_scores(model, processor, samples, images, *, batch_size):
 
 
 def _cosines(model, processor, texts, pictures, of_sample):
-    inputs = processor(
-        text=texts,
-        images=pictures,
-        return_tensors="pt",
-        padding=True,
-        truncation=True,
-        max_length=model.config.text_config.max_position_embeddings,
-    )
-    placed = {n: v.to(model.device, model.dtype if v.is_floating_point() else None) for n, v in inputs.items()}
     with torch.inference_mode():
-        found = model(**placed)
+        found = model(**_inputs(model, processor, texts, pictures))
         pairs = found.image_embeds.float() * found.text_embeds.float()[of_sample]
     return pairs.sum(dim=1).cpu().numpy()
+
+
+def _inputs(model, processor, texts, pictures):
+    limit = model.config.text_config.max_position_embeddings
+    inputs = processor(
+        text=texts, images=pictures, return_tensors="pt", padding=True, truncation=True, max_length=limit
+    )
+    return placed(inputs, model)
 
 
 def build_clip(records, images, settings, *, output, device="auto"):
@@ -114,11 +113,7 @@ def build_clip(records, images, settings, *, output, device="auto"):
             order = random.permutation(len(records))
         chosen, order = order[:batch], order[batch:]
         pictures = [open_image(images, image_names(records[i])[0]) for i in chosen]
-        inputs = processor(
-            text=[texts[i] for i in chosen], images=pictures, return_tensors="pt", padding=True, truncation=True,
-            max_length=model.config.text_config.max_position_embeddings,
-        )  # fmt: skip
-        loss = model(**inputs.to(model.device), return_loss=True).loss
+        loss = model(**_inputs(model, processor, [texts[i] for i in chosen], pictures), return_loss=True).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

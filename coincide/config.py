@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, Strict
 
 from coincide.budget import total_budget
 from coincide.datasets import DatasetError, open_dataset
-from coincide.methods import method, names, settings
+from coincide.methods import names, needs, settings
 
 Count = Annotated[StrictInt, Field(ge=1)]
 Size = Annotated[StrictInt, Field(ge=0)]
@@ -443,7 +443,7 @@ def _methods(config):
                 settings(name, given.get(name, {}))
             except ValueError as error:
                 yield f"selection.method_settings.{name}: {error}"
-            if name in chosen and "scores" in method(name).NEEDS and not config.reference_model.scores:
+            if name in chosen and "scores" in needs(name) and not config.reference_model.scores:
                 yield f"selection.methods: {name} needs the reference model's scores: set reference_model.scores: true"
 
 
@@ -458,7 +458,7 @@ def _paths(config):
     if dataset.images != f"{MINI_MIX}/images" and not Path(dataset.images).is_dir():
         yield f"dataset.images: the folder {dataset.images} does not exist; give the one image names are relative to"
     models = {"reference_model": config.reference_model, "target_model": config.target_model}
-    if any("clip_scores" in method(name).NEEDS for name in config.selection.methods if name != "coincide"):
+    if any("clip_scores" in needs(name) for name in config.selection.methods):
         models["clip_model"] = config.clip_model
     for key, model in models.items():
         built = BUILT_MODELS.get(model.name)

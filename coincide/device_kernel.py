@@ -6,7 +6,7 @@ import torch
 from coincide.kernel import ClusterKernel
 from coincide.picks import TIE, greedy_picks
 from coincide.progress import Progress
-from coincide.rows import ahead
+from coincide.rows import ahead, take_members
 
 BYTES = 2**32  # of rows and kernels held at once; a cluster above it is worked on by the CPU
 
@@ -106,11 +106,7 @@ def _each(device, x, members, gamma, of_batch, alone, what):
     progress.update(len(members) - len(order))
 
     def read(numbers):
-        positions = np.concatenate([members[i] for i in numbers])
-        by_place = np.argsort(positions)  # from disk in the order of the file
-        places = np.empty(len(positions), np.int64)
-        places[by_place] = np.arange(len(positions))
-        return numbers, x.take(positions[by_place]), np.split(places, np.cumsum(sizes[numbers])[:-1])
+        return numbers, *take_members(x, [members[i] for i in numbers])
 
     for numbers, rows, places in ahead(map(read, _batches(order, sizes, x.shape[1]))):
         if _bytes(sizes[numbers[0]], x.shape[1]) > BYTES:

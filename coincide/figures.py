@@ -80,7 +80,7 @@ def curves(found, path):
     average = found[(found["task"] == AVERAGE) & (found["method"] != "full")]
     figure, axis = plt.subplots(figsize=(8, 4.5))
     axis.axhline(1, color=COLOURS["full"], linestyle="--", linewidth=1, label="full data")
-    methods = sorted(average["method"].unique(), key=lambda name: (name not in COLOURS, name))
+    methods = _named_first(average["method"])
     span = np.ptp(average["fraction"]) or 1
     for i, method in enumerate(methods):
         rows = average[average["method"] == method].sort_values("fraction")
@@ -90,11 +90,7 @@ def curves(found, path):
             beside, rows["mean"], yerr=[low.clip(lower=0), high.clip(lower=0)], marker="o", markersize=4, capsize=2,
             color=_colour(method, methods), label=method, linewidth=2 if method == "coincide" else 1.2,
         )  # fmt: skip
-    axis.set(xlabel="share of the data kept", ylabel="relative performance, average of the tasks")
-    axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    _save(figure, path)
+    _finish_methods(figure, axis, "share of the data kept", path)
 
 
 def pareto(found, cost, path):
@@ -107,7 +103,7 @@ def pareto(found, cost, path):
     average = found[found["task"] == AVERAGE]
     table = average.merge(cost, on=["method", "fraction"])
     figure, axis = plt.subplots(figsize=(8, 4.5))
-    methods = sorted(table["method"].unique(), key=lambda name: (name not in COLOURS, name))
+    methods = _named_first(table["method"])
     for method in methods:
         rows = table[table["method"] == method].sort_values("of_full")
         axis.plot(rows["of_full"], rows["mean"], marker="o", color=_colour(method, methods), label=method)
@@ -115,23 +111,26 @@ def pareto(found, cost, path):
             axis.annotate(f"{row.fraction:.0%}", (row.of_full, row.mean), xytext=(4, 4), textcoords="offset points",
                           fontsize=7, color="#666666")  # fmt: skip
     axis.axvline(1, color=COLOURS["full"], linestyle="--", linewidth=1)
-    axis.set(xlabel="scoring, selecting and finetuning, against finetuning on everything",
-             ylabel="relative performance, average of the tasks", xlim=(0, None))  # fmt: skip
+    axis.set_xlim(0, None)
+    _finish_methods(figure, axis, "scoring, selecting and finetuning, against finetuning on everything", path)
+
+
+def _finish_methods(figure, axis, xlabel, path):
+    axis.set(xlabel=xlabel, ylabel="relative performance, average of the tasks")
     axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     _save(figure, path)
 
 
-def transfer(pairs, found, path):
+def transfer(others, found, path):
     """Gain of each pair of clusters against the cosine of their centroids.
 
     Args:
-        pairs: table of `coincide.transfer_check.measure`.
+        others: table of `coincide.transfer_check.between`.
         found: of `coincide.transfer_check.correlation`.
     """
-    others = pairs[pairs["trained"] != pairs["asked"]]
-    gain = others["gain"] - others.groupby("asked")["gain"].transform("mean")
+    gain = others["gain"]
     figure, axis = plt.subplots(figsize=(6, 4.5))
     axis.scatter(others["cosine"], gain, s=14, alpha=0.6, color=COLOURS["coincide"], linewidth=0)
     slope, start = np.polyfit(others["cosine"], gain, 1)
@@ -141,6 +140,10 @@ def transfer(pairs, found, path):
     axis.set_title(f"r = {found['r']:.2f} ({found['low']:.2f} to {found['high']:.2f}), {found['pairs']} pairs")
     axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     _save(figure, path)
+
+
+def _named_first(methods):
+    return sorted(methods.unique(), key=lambda name: (name not in COLOURS, name))
 
 
 def _colour(method, methods):

@@ -62,6 +62,11 @@ def load_model(name, *, revision=None, dtype="float32", device="auto", trust_rem
     return model.to(pick_device(device)).eval(), load_processor(name, **options)
 
 
+def placed(inputs, model):
+    """Inputs on the model's device, those with a fraction in its dtype: dict of name -> tensor."""
+    return {n: v.to(model.device, model.dtype if v.is_floating_point() else None) for n, v in inputs.items()}
+
+
 def weights_digest(name):
     """Digest that tells one training of a model from another; the same for every hub name."""
     digest = hashlib.sha256()

@@ -120,6 +120,20 @@ def members_by_cluster(labels, k):
     return np.split(order, np.cumsum(np.bincount(labels, minlength=k))[:-1])
 
 
+def take_members(x, members):
+    """Rows of clusters, read in the order of the file: (rows, list of where each cluster's members stand in them).
+
+    Args:
+        x: Rows.
+        members: list of row positions of each cluster.
+    """
+    positions = np.concatenate(members)
+    order = np.argsort(positions)
+    places = np.empty(len(order), np.int64)
+    places[order] = np.arange(len(order))
+    return x.take(positions[order]), np.split(places, np.cumsum([len(m) for m in members])[:-1])
+
+
 def map_clusters(function, x, members, what):
     """Yield function(i, rows) for each cluster i, in order, clusters in parallel and the next ones read ahead.
 
@@ -140,11 +154,7 @@ def map_clusters(function, x, members, what):
     groups = list(pairwise(breaks))
 
     def read(group):
-        positions = np.concatenate(members[slice(*group)])
-        order = np.argsort(positions)  # from disk in the order of the file
-        places = np.empty(len(order), np.int64)
-        places[order] = np.arange(len(order))
-        return group, x.take(positions[order]), np.split(places, np.cumsum(sizes[slice(*group)])[:-1])
+        return group, *take_members(x, members[slice(*group)])
 
     with ThreadPoolExecutor(compiled.threads(), initializer=compiled.threads) as pool:
         for group, rows, places in ahead(map(read, groups)):

@@ -96,11 +96,6 @@ def stage_of(method):
     return {"coincide": "ranked_picks", "full": "full"}.get(method, "method_picks")
 
 
-def needs(method):
-    """Artefacts that a method reads beside clusters."""
-    return methods.method(method).NEEDS if stage_of(method) == "method_picks" else ()
-
-
 class Runs:
     """The runs of a config.
 
@@ -155,7 +150,7 @@ class Runs:
         chosen = [*config.selection.methods, *["full"] * config.target_model.full]
         last = {stage_of(method) for method in chosen}
         unwanted = {"method_picks", "ranked_picks", "full"} - last
-        if not any("clip_scores" in needs(method) for method in chosen):
+        if not any("clip_scores" in methods.needs(method) for method in chosen):
             unwanted.add("clip_scores")
         for stage in [stage for stage in STAGES if stage not in unwanted]:
             of_methods = PICKS_OF in self._all_before(stage) or stage in last
@@ -184,5 +179,5 @@ class Runs:
             values.append(self.tasks(run, group))
         if stage == "method_picks":
             values.append(self.method_settings(run, method))
-            after += ("clip_scores",) * ("clip_scores" in needs(method))  # its scores come with the activations
+            after += ("clip_scores",) * ("clip_scores" in methods.needs(method))  # its scores come with the activations
         return values, [self._depends_on(run, before, method, group) for before in after]

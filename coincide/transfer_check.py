@@ -14,7 +14,7 @@ import torch
 from scipy import stats
 
 from coincide.finetune import Collator, TrainingSettings, finetune
-from coincide.models import load_model
+from coincide.models import load_model, placed
 from coincide.progress import Progress
 from coincide.rows import members_by_cluster, unit_rows
 
@@ -59,9 +59,8 @@ def answer_loss(model, processor, records, images, *, batch_size):
     for start in range(0, len(records), batch_size):
         batch = collate([{"row": row} for row in range(start, min(len(records), start + batch_size))])
         labels = batch.pop("labels").to(model.device)
-        placed = {n: v.to(model.device, model.dtype if v.is_floating_point() else None) for n, v in batch.items()}
         with torch.inference_mode():
-            logits = model(**placed).logits[:, :-1].float()
+            logits = model(**placed(batch, model)).logits[:, :-1].float()
         loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels[:, 1:], reduction="none")
         count = (labels[:, 1:] != -100).sum(dim=1)
         losses += (loss.sum(dim=1) / count.clamp(min=1))[count > 0].tolist()
@@ -118,10 +117,14 @@ def measure(model_name, chosen, centroids, records, images, *, settings, seed, b
     return pd.DataFrame(rows, columns=["trained", "asked", "cosine", "before", "after", "gain"])
 
 
-def correlation(pairs, *, seed=0):
-    """Correlation of gain and cosine over pairs of different clusters.
+def between(pairs):
+    """Pairs of different clusters, gains less the mean gain of the asked one: some gain from any training."""
+    others = pairs[pairs["trained"] != pairs["asked"]]
+    return others.assign(gain=others["gain"] - others.groupby("asked")["gain"].transform("mean"))
 
-    Gains are taken less the mean gain of the asked cluster: some clusters gain from any training.
+
+def correlation(pairs, *, seed=0):
+    """Correlation of gain and cosine over the pairs of `between`.
 
     Args:
         pairs: table of `measure`.
@@ -130,8 +133,7 @@ def correlation(pairs, *, seed=0):
     Returns:
         dict of r (Pearson), low, high (95%), rho (Spearman), pairs.
     """
-    others = pairs[pairs["trained"] != pairs["asked"]]
-    others = others.assign(gain=others["gain"] - others.groupby("asked")["gain"].transform("mean"))
+    others = between(pairs)
     r, rho = (float(f(others["cosine"], others["gain"]).statistic) for f in (stats.pearsonr, stats.spearmanr))
     clusters, rng, found = others["trained"].unique(), np.random.default_rng(seed), []
     by_cluster = dict(list(others.groupby("trained")))

@@ -41,7 +41,7 @@ def made_by(stage, pattern, **values):
 def needed(artefact, paths):
     """The files of an artefact that a method may need; none for the others."""
     return lambda wildcards: (
-        paths(wildcards) if artefact in needs(wildcards.method) else []
+        paths(wildcards) if artefact in methods.needs(wildcards.method) else []
     )
 
 

@@ -4,6 +4,7 @@ import json
 import shutil
 import sysconfig
 import venv
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -21,6 +22,23 @@ def weights(folder):
     return {k: v for f in sorted(folder.glob("*.safetensors")) for k, v in load_file(f).items()}
 
 
+@contextmanager
+def killed_at(step, monkeypatch):
+    """Context in which a training ends with an error after this step, as it must."""
+
+    class Killed(Exception):
+        pass
+
+    def stop(self, args, state, control, **kwargs):
+        if state.global_step == step:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module._ProgressLines, "on_step_end", stop)
+        with pytest.raises(Killed):
+            yield
+
+
 def run(tiny_model, tiny_data, folder, name, **changes):
     records, images = tiny_data
     settings = TrainingSettings(**{**vars(SETTINGS), **changes})
@@ -34,17 +52,8 @@ def run(tiny_model, tiny_data, folder, name, **changes):
 def test_a_killed_training_goes_on_and_ends_the_same(tiny_model, tiny_data, tmp_path, monkeypatch, lora):
     whole = run(tiny_model, tiny_data, tmp_path, "whole", lora=lora)
 
-    class Killed(Exception):
-        pass
-
-    def stop(self, args, state, control, **kwargs):
-        if state.global_step == 8:
-            raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(module._ProgressLines, "on_step_end", stop)
-        with pytest.raises(Killed):
-            run(tiny_model, tiny_data, tmp_path, "killed", lora=lora)
+    with killed_at(8, monkeypatch):
+        run(tiny_model, tiny_data, tmp_path, "killed", lora=lora)
     assert not (tmp_path / "killed").exists()
     left = list((tmp_path / "checkpoints").rglob("checkpoint-*"))
     assert [p.name for p in left] == ["checkpoint-6"]

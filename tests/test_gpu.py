@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from test_finetune import weights
+from test_finetune import killed_at, weights
 
 import coincide
 from coincide import device_kernel, device_lloyd
@@ -98,7 +98,6 @@ def test_activations_are_those_of_the_cpu(tiny_model, tiny_data, tmp_path, dtype
 
 
 def test_training_in_half_precision_goes_on_after_a_kill(tiny_model, tiny_data, tmp_path, monkeypatch):
-    from coincide import finetune as module
     from coincide.finetune import TrainingSettings, finetune
 
     records, images = tiny_data
@@ -114,16 +113,7 @@ def test_training_in_half_precision_goes_on_after_a_kill(tiny_model, tiny_data, 
 
     whole = train("whole")
 
-    class Killed(Exception):
-        pass
-
-    def stop(self, args, state, control, **kwargs):
-        if state.global_step == 8:
-            raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(module._ProgressLines, "on_step_end", stop)
-        with pytest.raises(Killed):
-            train("killed")
+    with killed_at(8, monkeypatch):
+        train("killed")
     for name, value in train("killed").items():
         torch.testing.assert_close(value, whole[name], rtol=1e-2, atol=1e-3)

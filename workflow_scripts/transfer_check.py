@@ -12,7 +12,7 @@ from coincide import figures
 from coincide.files import replacing
 from coincide.shards import read_samples
 from coincide.tables import read_centroids, write_table
-from coincide.transfer_check import as_text, check
+from coincide.transfer_check import as_text, between, check
 
 clusters = pd.read_parquet(snakemake.input.clusters)
 pairs, found = check(
@@ -24,7 +24,7 @@ pairs, found = check(
     options={"revision": snakemake.params.revision, "trust_remote_code": snakemake.params.trust_remote_code},
     settings=snakemake.params.transfer_check,
 )
-figures.transfer(pairs, found, snakemake.output.figure)
+figures.transfer(between(pairs), found, snakemake.output.figure)
 write_table(pairs, snakemake.output.pairs)
 with replacing(snakemake.output.text) as path:
     path.write_text(as_text(found))

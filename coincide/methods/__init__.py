@@ -1,12 +1,12 @@
 """Methods that choose a coreset beside coincide, to compare with: one module each.
 
-A module has NEEDS, the artefacts that it reads beside clusters, and a function
+A module has NEEDS, of "scores" and "clip_scores" what it reads beside clusters, and a function
 
     picks(tables, count, *, seed, …settings) -> (indices, scores)
 
 of `Tables`, the number of samples to keep and the settings of `selection.method_settings`: (count,) rows in
 the order of their rank, and (n,) the numbers that it ranks by. What stands in this folder can be named in
-`selection.methods`; docs/your-own-method.md adds one.
+`selection.methods`; docs/methods.md adds one.
 """
 
 import importlib
@@ -18,8 +18,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from pydantic import ConfigDict, ValidationError, create_model
-
-ARTEFACTS = ("scores", "clip_scores")  # of which NEEDS is made
 
 
 class Tables:
@@ -76,6 +74,11 @@ def names():
 def method(name):
     """The module of a method."""
     return importlib.import_module(f"{__name__}.{name}")
+
+
+def needs(name):
+    """Artefacts that a method reads beside clusters; none for coincide and the full data."""
+    return method(name).NEEDS if name in names() else ()
 
 
 def settings(name, given):

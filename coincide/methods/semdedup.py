@@ -50,8 +50,9 @@ def likeness(x, labels, similarity):
 
 def _earlier(rows, at_once=1024):
     """(n,) largest cosine of each row with those before it."""
-    norm = np.linalg.norm(rows.astype(np.float32), axis=1, keepdims=True)
-    unit = rows / np.where(norm > 0, norm, 1)
+    from coincide.rows import unit_rows
+
+    unit = unit_rows(rows.astype(np.float32))
     result = np.full(len(unit), -1.0)
     for start in range(0, len(unit), at_once):
         part = unit[start : start + at_once]
