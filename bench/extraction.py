@@ -142,7 +142,7 @@ def choose(records, count):
 
 def prepare(folder, shape, count, device):
     """Write mix and model; return (folder of the model, samples, folder of images)."""
-    write_mini_mix(folder / "mix", samples=21_000, pretrain_samples=22, test_samples=1, seed=0)
+    write_mini_mix(folder / "mix", samples=21_000, pretrain_samples=22, test_samples=1, validation_samples=1, seed=0)
     records = read_records(folder / "mix/train.json")
     texts = [turn["value"] for record in records for turn in record["conversations"]]
     build_model([CHAT_TEMPLATE, *texts], shape=shape, seed=0, output=folder / "model")

@@ -74,7 +74,8 @@ class MiniMix(Section):
 
     samples: Count = 21000
     pretrain_samples: Count = 6000
-    test_samples: Count = 100
+    test_samples: Count = Field(100, description="questions of each evaluation task")
+    validation_samples: Count = Field(100, description="questions of each task that settings may be tuned on")
     seed: Size = 0
 
 

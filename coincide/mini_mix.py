@@ -4,8 +4,9 @@ Two sources are data that installed packages carry (easy-VQA; scikit-learn's sca
 digits), the others are renderings with known answers for skills that a real mix has and these lack.
 As in a real mix, sources are unequal in size, phrased in several ways and partly redundant.
 
-Three splits with no image in common: `train` is offered for selection, `pretrain` is set aside for
-the models that the demo builds, `test` is what the evaluation tasks ask.
+Four splits with no image in common: `train` is offered for selection, `pretrain` is set aside for
+the models that the demo builds, `test` is what the evaluation tasks ask, `validation` what settings
+may be tuned on.
 """
 
 import hashlib
@@ -24,7 +25,8 @@ from coincide.chat import IMAGE_MARK
 from coincide.files import replacing
 
 SIZE = 64  # pixels a side, as easy-VQA's images have
-SPLITS = ("test", "pretrain", "train")
+SPLITS = ("test", "pretrain", "train", "validation")
+ASKED = {"test": "evaluation", "validation": "validation"}  # split -> folder of its questions
 COLOURS = {
     "red": (214, 39, 40),
     "green": (44, 140, 44),
@@ -58,14 +60,15 @@ class Source:
     weight: int
 
 
-def write_mini_mix(output, *, samples, pretrain_samples, test_samples, seed):
-    """Write the mix: train.json, pretrain.json, images/ and evaluation/<source>.parquet.
+def write_mini_mix(output, *, samples, pretrain_samples, test_samples, validation_samples, seed):
+    """Write the mix: train.json, pretrain.json, images/, evaluation/ and validation/<source>.parquet.
 
     Args:
         output: folder, made anew; appears whole or not at all.
         samples: size of train.json.
         pretrain_samples: size of pretrain.json.
         test_samples: questions of each evaluation task.
+        validation_samples: questions of each task for tuning.
         seed: all is a function of it.
     """
     weights = sum(source.weight for source in SOURCES.values())
@@ -78,6 +81,7 @@ def write_mini_mix(output, *, samples, pretrain_samples, test_samples, seed):
                 "test": test_samples,
                 "pretrain": pretrain_samples * source.weight // weights,
                 "train": samples * source.weight // weights,
+                "validation": validation_samples,
             }
             if name == next(iter(SOURCES)):  # what the divisions left over
                 for split, total in (("pretrain", pretrain_samples), ("train", samples)):
@@ -85,8 +89,8 @@ def write_mini_mix(output, *, samples, pretrain_samples, test_samples, seed):
             for split in SPLITS:
                 rng = np.random.default_rng([seed, zlib.crc32(name.encode()), SPLITS.index(split)])
                 examples = _unshared(source.make(rng, split), split, owner, sizes[split], name)
-                if split == "test":
-                    _write_evaluation(folder / "evaluation" / f"{name}.parquet", examples)
+                if split in ASKED:
+                    _write_questions(folder / ASKED[split] / f"{name}.parquet", examples)
                 else:
                     records[split] += _write_images(folder / "images", name, split, examples)
         for split in ("pretrain", "train"):
@@ -134,7 +138,7 @@ def _write_images(folder, name, split, examples):
     return records
 
 
-def _write_evaluation(path, examples):
+def _write_questions(path, examples):
     from datasets import Dataset, Features, List, Value
     from datasets import Image as ImageFeature
 
@@ -174,7 +178,7 @@ def _pick(rng, options):
 def _easy_vqa(rng, split):
     import easy_vqa
 
-    if split == "test":
+    if split in ASKED:
         (questions, answers, ids), paths = easy_vqa.get_test_questions(), easy_vqa.get_test_image_paths()
         keep = np.ones(len(ids), dtype=bool)
     else:
@@ -197,7 +201,7 @@ def _digits():
 
 def _scans(split):
     """Positions of the scans that a split may use: three parts of the 1,797, by writer order."""
-    part = {"test": (0, 300), "pretrain": (300, 800), "train": (800, 1797)}[split]
+    part = {"test": (0, 300), "validation": (0, 300), "pretrain": (300, 800), "train": (800, 1797)}[split]
     return np.arange(*part)
 
 

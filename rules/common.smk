@@ -129,8 +129,12 @@ def tasks_of(run):
 
 def questions_of(tasks):
     """The questions that the rule mini_mix writes, for tasks that ask them."""
-    asked = any(task.startswith("mini_mix") for task in tasks)
-    return f"{MINI_MIX}/evaluation" if asked else []
+    folders = {
+        "validation" if task.startswith("mini_mix_validation") else "evaluation"
+        for task in tasks
+        if task.startswith("mini_mix")
+    }
+    return [f"{MINI_MIX}/{folder}" for folder in sorted(folders)]
 
 
 def built_model_settings(name):

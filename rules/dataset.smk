@@ -7,6 +7,7 @@ rule mini_mix:
         pretrain=f"{MINI_MIX}/pretrain.json",
         images=directory(f"{MINI_MIX}/images"),
         evaluation=directory(f"{MINI_MIX}/evaluation"),
+        validation=directory(f"{MINI_MIX}/validation"),
     log:
         "resources/logs/mini_mix.log",
     benchmark:

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import itertools
 import json
 from collections import Counter
 
@@ -12,7 +13,7 @@ from PIL import Image
 from coincide.manifest import build_manifest
 from coincide.mini_mix import SOURCES, write_mini_mix
 
-SIZE = {"samples": 1500, "pretrain_samples": 500, "test_samples": 12, "seed": 3}
+SIZE = {"samples": 1500, "pretrain_samples": 500, "test_samples": 12, "validation_samples": 12, "seed": 3}
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +52,14 @@ def pixels(image):
 def test_splits_have_no_image_in_common(mix):
     found = {split: {r["image"] for r in records(mix, split) if "image" in r} for split in ("train", "pretrain")}
     digests = {split: {pixels(Image.open(mix / "images" / n)) for n in names} for split, names in found.items()}
-    asked = set()
-    for name in SOURCES:
-        table = pd.read_parquet(mix / "evaluation" / f"{name}.parquet")
-        assert len(table) == 12
-        asked |= {pixels(Image.open(io.BytesIO(i["bytes"]))) for i in table["image"] if i is not None}
-    assert not digests["train"] & digests["pretrain"]
-    assert not asked & (digests["train"] | digests["pretrain"])
+    for split in ("evaluation", "validation"):
+        digests[split] = set()
+        for name in SOURCES:
+            table = pd.read_parquet(mix / split / f"{name}.parquet")
+            assert len(table) == 12
+            digests[split] |= {pixels(Image.open(io.BytesIO(i["bytes"]))) for i in table["image"] if i is not None}
+    for one, other in itertools.combinations(digests.values(), 2):
+        assert not one & other
 
 
 def test_the_same_seed_gives_the_same_mix(mix, tmp_path):
@@ -70,5 +72,5 @@ def test_the_same_seed_gives_the_same_mix(mix, tmp_path):
 
 def test_a_source_that_is_too_small_says_so(tmp_path):
     with pytest.raises(ValueError, match="source easy_vqa has only"):
-        write_mini_mix(tmp_path / "x", samples=200000, pretrain_samples=10, test_samples=5, seed=0)
+        write_mini_mix(tmp_path / "x", samples=200000, pretrain_samples=10, test_samples=5, validation_samples=5, seed=0)
     assert list(tmp_path.iterdir()) == []
