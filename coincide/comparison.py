@@ -1,7 +1,8 @@
 """Methods compared over several runs: intervals, paired tests, ranks, areas, and what each costs.
 
 A replicate is a run and a seed of finetuning. Runs that differ in the seeds of clustering and selection carry
-the chance in the choice of samples into the intervals, beside that of training.
+the chance in the choice of samples into the intervals, beside that of training. Runs of a variant, where
+settings differ too, are compared as methods of their own.
 """
 
 from itertools import product
@@ -13,14 +14,28 @@ from scipy import stats
 
 from coincide.summary import AVERAGE
 
-REPLICATE = ["run", "target", "seed"]
+REPLICATE = ["replicate", "target", "seed"]
 OURS, WHOLE = "coincide", "full"
 RESAMPLES = 9999
 
 
-def collect(summaries):
-    """One table of several summaries: run -> table of `coincide.summary.relative_performance`."""
-    tables = [table.assign(run=run) for run, table in summaries.items()]
+def collect(summaries, variants=None):
+    """One table of several summaries.
+
+    Args:
+        summaries: run -> table of `coincide.summary.relative_performance`.
+        variants: run -> (variant, replicate); without it each run is a replicate of the same.
+
+    Returns:
+        the tables with columns run, replicate and base: the method, whose name has its variant behind it
+        in `method`.
+    """
+    tables = []
+    for i, (run, table) in enumerate(summaries.items()):
+        variant, replicate = variants[run] if variants else ("", i)
+        named = table["method"] + f" ({variant})" if variant else table["method"]
+        named = named.where(table["method"] != WHOLE, WHOLE)
+        tables.append(table.assign(run=run, replicate=replicate, base=table["method"], method=named))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -138,8 +153,8 @@ def costs(table, benchmarks):
         benchmarks: run -> list of folders of benchmarks: its own, and those of runs that made what it shares.
     """
     rows = []
-    for keys, _ in table[table["task"] == AVERAGE].groupby([*REPLICATE, "method", "fraction"]):
-        run, target, seed, method, fraction = keys
+    for keys, _ in table[table["task"] == AVERAGE].groupby(["run", "target", "seed", "method", "base", "fraction"]):
+        run, target, seed, label, method, fraction = keys
         own, fraction = benchmarks[run], f"{fraction:g}"
         scoring = selecting = 0.0
         if method != WHOLE:
@@ -149,7 +164,7 @@ def costs(table, benchmarks):
                 parts = (f"budget/{fraction}.tsv", f"picks/{fraction}-*.tsv", f"ranked_picks/{fraction}.tsv")
                 selecting = sum(_seconds(own, part) for part in parts)
         finetuning = _seconds(own, f"finetune/{target}-{method}-{fraction}-{seed}.tsv")
-        rows.append([run, method, float(fraction), scoring, selecting, finetuning])
+        rows.append([run, label, float(fraction), scoring, selecting, finetuning])
     found = pd.DataFrame(rows, columns=["run", "method", "fraction", "scoring", "selecting", "finetuning"])
     found["all"] = found[["scoring", "selecting", "finetuning"]].sum(axis=1)
     found = found.groupby(["method", "fraction"], as_index=False).mean(numeric_only=True)

@@ -299,6 +299,11 @@ class Config(Section):
 
     run: Name = Field(description="results go to results/<run>/")
     runs: list[Run] = Field([], description="several runs in place of one; what they have in common is computed once")
+    replicates: list[Size] = Field(
+        [], description="seeds: each run is done once a seed, with clusters, draws and training of that seed"
+    )
+    variant: StrictStr = Field("", description="what tells runs apart in a comparison; filled in for replicates")
+    replicate: Size = Field(0, description="number of the run among those of its variant; filled in")
     dataset: Dataset
     reference_model: ReferenceModel
     clustering: Clustering
@@ -314,6 +319,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _seeds_once(self):
         for key, values in (
+            ("replicates", self.replicates),
             ("selection.fractions", self.selection.fractions),
             ("selection.methods", self.selection.methods),
             ("target_model.seeds", self.target_model.seeds),
@@ -333,7 +339,8 @@ def check_runs(values, *, files=True):
     """Check a config that may list several runs.
 
     A run of `runs` is the rest of the config with the run's own settings laid over it: mappings are
-    merged, anything else is replaced.
+    merged, anything else is replaced. With `replicates` each of them is done once a seed: run `x` becomes
+    `x-0`, `x-1`, …
 
     Args:
         values: the config as YAML gives it.
@@ -347,25 +354,44 @@ def check_runs(values, *, files=True):
     """
     if not values.get("runs"):
         config = check_config({**values, "runs": []}, files=files)
-        return {config.run: config}
+        return {run: check_config(own, files=False) for run, own in _replicates({**values, "runs": []}, config, "")}
     common = {key: value for key, value in values.items() if key != "runs"}
     configs, problems = {}, []
     for i, own in enumerate(values["runs"]):
         try:
             run = Run.model_validate(own)
-            config = check_config(_laid_over(common, own), files=files)
+            laid = {"replicate": i, **_laid_over(common, own)}
+            config = check_config(laid, files=files)
         except ValidationError as error:
             problems += [f"runs[{i}].{_line(e, Run)}" for e in error.errors()]
             continue
         except ConfigError as error:
             problems += [f"runs[{i}] ({run.run}): {line}" for line in error.problems]
             continue
-        if config.run in configs:
-            problems.append(f"runs[{i}].run: {config.run} stands there twice; give it a name of its own")
-        configs[config.run] = config
+        # the first is what the others are variants of
+        for name, replicate in _replicates(laid, config, run.run if i else ""):
+            if name in configs:
+                problems.append(f"runs[{i}].run: {name} stands there twice; give it a name of its own")
+            configs[name] = check_config(replicate, files=False)
     if problems:
         raise ConfigError(problems)
     return configs
+
+
+def _replicates(values, config, variant):
+    """(run, config as YAML gives it) of each replicate of a run; the run itself where there are none."""
+    if not config.replicates:
+        yield config.run, values
+    for number, seed in enumerate(config.replicates):
+        own = {
+            "run": f"{config.run}-{seed}",
+            "variant": variant,
+            "replicate": number,
+            "clustering": {"seed": seed},
+            "selection": {"seed": seed},
+            "target_model": {"seeds": [seed]},
+        }
+        yield own["run"], _laid_over(values, own)
 
 
 def _laid_over(values, own):

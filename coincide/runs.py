@@ -67,7 +67,7 @@ STAGES = {
     "ranked_picks": Stage(("picks",)),
     "clip_scores": Stage(("shards",), ("clip_model.name", "clip_model.revision", "clip_model.dtype")),
     "method_picks": Stage(("clusters",), ("selection.seed",)),
-    "full": Stage(("clusters",)),
+    "full": Stage(("merge",)),
     "coreset": Stage((PICKS_OF, "merge")),
     "finetune_model": Stage(
         ("coreset",),

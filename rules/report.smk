@@ -168,5 +168,9 @@ rule comparison:
         *MODULES.report,
     params:
         benchmarks={run: benchmarks_read(run) for run in runs},
+        variants={
+            run: (runs.setting(run, "variant"), runs.setting(run, "replicate"))
+            for run in runs
+        },
     script:
         "../workflow_scripts/comparison.py"

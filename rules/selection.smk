@@ -187,7 +187,7 @@ rule method_picks:
 
 rule full:
     input:
-        clusters=made_by("clusters", "clusters.parquet"),
+        manifest=made_by("merge", "manifest.parquet"),
     output:
         "results/{run}/coresets/full/1/coreset.parquet",
     log:

@@ -169,7 +169,9 @@ def questions(tmp_path_factory):
     from coincide.mini_mix import write_mini_mix
 
     folder = tmp_path_factory.mktemp("evaluation")
-    write_mini_mix(folder / "resources/mini-mix", samples=200, pretrain_samples=50, test_samples=12, validation_samples=1, seed=0)
+    write_mini_mix(
+        folder / "resources/mini-mix", samples=200, pretrain_samples=50, test_samples=12, validation_samples=1, seed=0
+    )
     return folder
 
 

@@ -72,5 +72,7 @@ def test_the_same_seed_gives_the_same_mix(mix, tmp_path):
 
 def test_a_source_that_is_too_small_says_so(tmp_path):
     with pytest.raises(ValueError, match="source easy_vqa has only"):
-        write_mini_mix(tmp_path / "x", samples=200000, pretrain_samples=10, test_samples=5, validation_samples=5, seed=0)
+        write_mini_mix(
+            tmp_path / "x", samples=200000, pretrain_samples=10, test_samples=5, validation_samples=5, seed=0
+        )
     assert list(tmp_path.iterdir()) == []

@@ -24,7 +24,7 @@ def recipe(name):
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_is_complete(name):
     configs = check_runs(recipe(name), files=False)
-    assert len(configs) == {"study": 5, "study-small": 3, "ablations": 10}.get(name, 1)
+    assert len(configs) == {"study": 5, "study-small": 3, "ablations": 36}.get(name, 1)
     if name != "ablations":
         assert all(len(config.selection.methods) == 8 for config in configs.values())
 

@@ -13,7 +13,7 @@ from coincide.comparison import as_text, collect, costs, intervals, paired, rank
 from coincide.files import replacing
 
 summaries = {Path(path).parent.name: pd.read_parquet(path) for path in snakemake.input.summaries}
-table = collect(summaries)
+table = collect(summaries, snakemake.params.variants)
 found, tests, ranked = intervals(table), paired(table), ranks(table)
 cost = costs(table, snakemake.params.benchmarks)
 for name, part in {"intervals": found, "paired": tests, "ranks": ranked, "costs": cost}.items():

@@ -9,5 +9,6 @@ import pandas as pd
 
 from coincide.tables import coreset_table, write_table
 
-clusters = pd.read_parquet(snakemake.input.clusters)
-write_table(coreset_table(clusters, np.arange(len(clusters)), np.zeros(len(clusters))), snakemake.output[0])
+samples = pd.read_parquet(snakemake.input.manifest, columns=["sample_id"])
+samples["cluster"] = pd.array([None] * len(samples), "Int32")  # the full data waits for no clusters
+write_table(coreset_table(samples, np.arange(len(samples)), np.zeros(len(samples))), snakemake.output[0])
