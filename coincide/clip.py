@@ -24,6 +24,8 @@ from coincide.progress import Progress
 
 log = logging.getLogger(__name__)
 
+EMBEDDING = np.dtype("<f2")
+
 
 def load_clip(name, *, revision=None, dtype="float32", device="auto"):
     """(model, processor) of a CLIP, from a folder or the hub, safetensors only."""
@@ -37,7 +39,7 @@ def text_of(record):
 
 
 def clip_scores(model, processor, samples, images, *, batch_size):
-    """Cosine of image and text of each sample; of several images the mean.
+    """Cosine of image and text of each sample, of several images the mean, and the embeddings themselves.
 
     Args:
         model, processor: of a CLIP. Text beyond its limit is cut off.
@@ -46,10 +48,11 @@ def clip_scores(model, processor, samples, images, *, batch_size):
         batch_size: samples at once.
 
     Returns:
-        table of sample_id, clip_score: NaN for a sample without an image that can be opened.
+        table of sample_id, clip_score (NaN for a sample without an image that can be opened), embedding: float16
+        bytes of the image's unit vector (the mean of several; zeros of none) and, behind it, the text's.
     """
     progress = Progress(len(samples), "CLIP scores")
-    scores = np.full(len(samples), np.nan)
+    scores, embeddings = np.full(len(samples), np.nan), []
     for start in range(0, len(samples), batch_size):
         batch = samples[start : start + batch_size]
         opened, of_sample = [], []
@@ -61,22 +64,28 @@ def clip_scores(model, processor, samples, images, *, batch_size):
                 continue
             opened += own
             of_sample += [i] * len(own)
-        if opened:
-            texts = [text_of(sample["record"]) for sample in batch]
-            cosines = _cosines(model, processor, texts, opened, of_sample)
-            count = np.bincount(of_sample, minlength=len(batch))
-            total = np.bincount(of_sample, cosines, minlength=len(batch))
-            scores[start : start + len(batch)] = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+        text, pictures = _embedded(model, processor, [text_of(sample["record"]) for sample in batch], opened)
+        count = np.bincount(of_sample, minlength=len(batch))
+        mean = np.zeros((len(batch), text.shape[1]), np.float32)
+        np.add.at(mean, of_sample, pictures)
+        mean /= np.maximum(count, 1)[:, None]
+        scores[start : start + len(batch)] = np.where(count > 0, (mean * text).sum(axis=1), np.nan)
+        embeddings += [row.tobytes() for row in np.hstack([mean, text]).astype(EMBEDDING)]
         progress.update(len(batch))
     progress.close()
-    return pd.DataFrame({"sample_id": [s["sample_id"] for s in samples], "clip_score": scores})
+    return pd.DataFrame({"sample_id": [s["sample_id"] for s in samples], "clip_score": scores, "embedding": embeddings})
 
 
-def _cosines(model, processor, texts, pictures, of_sample):
+def _embedded(model, processor, texts, pictures):
+    """((t, e) unit vectors of texts, (p, e) of pictures)."""
     with torch.inference_mode():
-        found = model(**_inputs(model, processor, texts, pictures))
-        pairs = found.image_embeds.float() * found.text_embeds.float()[of_sample]
-    return pairs.sum(dim=1).cpu().numpy()
+        inputs = _inputs(model, processor, texts, pictures or None)
+        of_pictures = {"pixel_values": inputs.pop("pixel_values")} if pictures else None
+        found = [model.get_text_features(**inputs).pooler_output]
+        if pictures:
+            found.append(model.get_image_features(**of_pictures).pooler_output)
+    unit = [torch.nn.functional.normalize(part.float(), dim=1).cpu().numpy() for part in found]
+    return unit if pictures else (unit[0], np.zeros((0, unit[0].shape[1]), np.float32))
 
 
 def _inputs(model, processor, texts, pictures):

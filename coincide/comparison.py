@@ -137,6 +137,7 @@ SCORING = {  # benchmarks of what a method reads
     OURS: ("activations/*.tsv", "merge.tsv", "clusters.tsv", "transferability.tsv", "density/*.tsv"),
     "self_sup": ("activations/*.tsv", "merge.tsv", "clusters.tsv"),
     "clip_score": ("clip_scores/*.tsv",),
+    "self_filter": ("clip_scores/*.tsv", "difficulty.tsv"),
     "random": (),
 }
 REFERENCE = ("activations/*.tsv", "merge.tsv")

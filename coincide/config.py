@@ -183,7 +183,7 @@ class ReferenceModel(Section):
 
 
 class ClipModel(Section):
-    """The CLIP that clip_score asks; loaded where that method is among the methods."""
+    """The CLIP that clip_score and self_filter ask; loaded where they are among the methods."""
 
     name: StrictStr = Field("openai/clip-vit-large-patch14-336", description="hub name, or a folder")
     revision: StrictStr | None = None

@@ -6,7 +6,6 @@ import json
 import logging
 import math
 import os
-import re
 import shutil
 import sys
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from coincide.chat import encode, render, text_length
@@ -25,12 +24,10 @@ from coincide.images import image_names, open_image
 from coincide.launch import arguments_of, launch
 from coincide.models import load_model, weights_digest
 from coincide.progress import Progress
+from coincide.trainers import ROWS, ProjectorTrainer, ScoringTrainer
 
 log = logging.getLogger(__name__)
 IGNORED = -100  # label that the loss passes over
-
-
-PROJECTOR = re.compile(r"multi_modal_projector|mm_projector|connector|visual\.merger|mlp1")
 
 
 class DeviceError(ValueError):
@@ -65,7 +62,7 @@ class TrainingSettings:
     sharding: str = "none"
 
 
-def finetune(model_name, records, images, *, settings, seed, output, checkpoints, model_options=None):
+def finetune(model_name, records, images, *, settings, seed, output, checkpoints, model_options=None, features=None):
     """Train a model on LLaVA records and save it with its processor, as safetensors.
 
     With several processes (`settings`) each takes its part of every batch: same steps, same losses up
@@ -83,6 +80,8 @@ def finetune(model_name, records, images, *, settings, seed, output, checkpoints
         output: folder to write: weights or adapter, processor, trainer_state.json, training_log.jsonl.
         checkpoints: folder for checkpoints; its own subfolder is removed when training is done.
         model_options: further arguments of `load_model`.
+        features: None, or path of an (n, e) array (.npy), a row a record: a scoring network of them weighs the
+            samples of a batch (see `coincide.difficulty`), and is written beside the model.
     """
     world = settings.processes * settings.nodes
     if settings.sharding == "fsdp" and pick_device(settings.device) == "cpu":
@@ -97,6 +96,7 @@ def finetune(model_name, records, images, *, settings, seed, output, checkpoints
             "output": str(output),
             "checkpoints": str(checkpoints),
             "model_options": model_options,
+            "features": features and str(features),
         }
         file = Path(checkpoints) / "arguments.json"
         launch("coincide.finetune", arguments, file, processes=settings.processes, nodes=settings.nodes)
@@ -104,7 +104,7 @@ def finetune(model_name, records, images, *, settings, seed, output, checkpoints
     if world > 1 and torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     torch.manual_seed(seed)
-    place = Path(checkpoints) / _fingerprint(model_name, records, settings, seed)
+    place = Path(checkpoints) / _fingerprint(model_name, records, settings, seed, features)
     last = _last_checkpoint(place)
     # The Trainer's own loading of weights passes over names that a checkpoint spells otherwise than
     # the module, as LLaVA's do, without a word; from_pretrained knows both spellings.
@@ -117,9 +117,15 @@ def finetune(model_name, records, images, *, settings, seed, output, checkpoints
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     on_cpu = pick_device(settings.device) == "cpu"
-    trainer = _Trainer(
+    # samples are weighed against those of their batch: it must be a mixed one
+    order = training_order(records, settings.epochs, settings.batch_size, seed, like_length=not features)
+    kind, options = ProjectorTrainer, {}
+    if features:
+        kind, options = ScoringTrainer, {"features": np.load(features, mmap_mode="r", allow_pickle=False)}
+    trainer = kind(
         model=model,
         projector_learning_rate=settings.projector_learning_rate,
+        **options,
         args=TrainingArguments(
             output_dir=str(place),
             num_train_epochs=1,  # the order below holds all of them
@@ -149,8 +155,8 @@ def finetune(model_name, records, images, *, settings, seed, output, checkpoints
             data_seed=seed,
             **(_distributed(settings, on_cpu) if world > 1 else {}),
         ),
-        train_dataset=Dataset.from_dict({"row": training_order(records, settings.epochs, settings.batch_size, seed)}),
-        data_collator=Collator(processor, records, images, settings.max_tokens),
+        train_dataset=Dataset.from_dict({"row": order}),
+        data_collator=Collator(processor, records, images, settings.max_tokens, name_rows=bool(features)),
         processing_class=processor,
     )
     trainer.pop_callback(PrinterCallback)
@@ -188,11 +194,11 @@ def _last_checkpoint(folder):
     return max((p.parent for p in found), key=lambda p: int(p.name.split("-")[1]), default=None)
 
 
-def training_order(records, epochs, batch_size, seed):
+def training_order(records, epochs, batch_size, seed, *, like_length=True):
     """Rows in the order of training, all epochs one after the other.
 
-    Shuffled anew each epoch, batches of like length: less padding. Written down beforehand, so that
-    a resumed training sees what the undisturbed one would have seen.
+    Shuffled anew each epoch, batches of like length (less padding) unless they are to be mixed. Written
+    down beforehand, so that a resumed training sees what the undisturbed one would have seen.
 
     Returns:
         list of round(epochs · len(records)) rows; each epoch holds every row once.
@@ -205,7 +211,8 @@ def training_order(records, epochs, batch_size, seed):
         missing = -len(order) % batch_size  # fills the last batch of the epoch before
         order += shuffled[:missing].tolist()
         shuffled = shuffled[missing:]
-        pools = [shuffled[i : i + 50 * batch_size] for i in range(0, len(shuffled), 50 * batch_size)]
+        size = 50 * batch_size if like_length else batch_size
+        pools = [shuffled[i : i + size] for i in range(0, len(shuffled), size)]
         pools = [pool[np.argsort(lengths[pool], kind="stable")] for pool in pools]
         batches = [pool[i : i + batch_size] for pool in pools for i in range(0, len(pool), batch_size)]
         short = [batch for batch in batches if len(batch) < batch_size]
@@ -215,34 +222,12 @@ def training_order(records, epochs, batch_size, seed):
     return order[: round(epochs * len(records))]
 
 
-class _Trainer(Trainer):
-    """A Trainer with a learning rate of its own for the projector, whatever the family calls it."""
-
-    def __init__(self, *, projector_learning_rate, **options):
-        super().__init__(**options)
-        self.projector_learning_rate = projector_learning_rate
-
-    def create_optimizer(self, *arguments, **options):
-        """The optimizer, the projector's weights in groups of their own."""
-        if self.optimizer is not None or self.projector_learning_rate is None:
-            return super().create_optimizer(*arguments, **options)
-        super().create_optimizer(*arguments, **options)
-        own = {id(p) for name, p in self.model.named_parameters() if PROJECTOR.search(name)}
-        if not own:
-            raise ValueError(f"no layer of {type(self.model).__name__} is a projector: unset projector_learning_rate")
-        for group in list(self.optimizer.param_groups):
-            mine = [p for p in group["params"] if id(p) in own]
-            group["params"] = [p for p in group["params"] if id(p) not in own]
-            if mine:
-                self.optimizer.add_param_group({**group, "params": mine, "lr": self.projector_learning_rate})
-        return self.optimizer
-
-
 class Collator:
     """Batches of rows of records as a model in training takes them, with labels over the answers alone."""
 
-    def __init__(self, processor, records, images, max_tokens=None):
+    def __init__(self, processor, records, images, max_tokens=None, name_rows=False):
         self.processor, self.records, self.images, self.max_tokens = processor, records, images, max_tokens
+        self.name_rows = name_rows
 
     def __call__(self, batch):
         records = [self.records[item["row"]] for item in batch]
@@ -258,7 +243,8 @@ class Collator:
                 name: value[:, :cut] if value.ndim > 1 and value.shape[1] == length else value
                 for name, value in inputs.items()
             }
-        return dict(inputs)
+        rows = {ROWS: torch.tensor([item["row"] for item in batch])} if self.name_rows else {}
+        return dict(inputs) | rows
 
 
 class _ProgressLines(TrainerCallback):
@@ -289,8 +275,10 @@ def _with_lora(model, lora):
     )
 
 
-def _fingerprint(model_name, records, settings, seed):
+def _fingerprint(model_name, records, settings, seed, features=None):
     known = [str(model_name), weights_digest(model_name), repr(settings), seed]
+    if features:
+        known.append(hashlib.sha256(Path(features).read_bytes()).hexdigest())
     digest = hashlib.sha256(json.dumps(known).encode())
     for record in records:
         digest.update(str(record.get("id")).encode() + b"\0")

@@ -66,6 +66,16 @@ STAGES = {
     "picks": Stage(("budget",), ("selection.gamma", "selection.cluster_groups", "selection.within", "clustering.seed")),
     "ranked_picks": Stage(("picks",)),
     "clip_scores": Stage(("shards",), ("clip_model.name", "clip_model.revision", "clip_model.dtype")),
+    "difficulty": Stage(
+        ("merge", "clip_scores"),
+        (
+            "target_model.name",
+            "target_model.revision",
+            "target_model.trust_remote_code",
+            "target_model.training",
+            "selection.seed",
+        ),
+    ),
     "method_picks": Stage(("clusters",), ("selection.seed",)),
     "full": Stage(("merge",)),
     "coreset": Stage((PICKS_OF, "merge")),
@@ -150,8 +160,8 @@ class Runs:
         chosen = [*config.selection.methods, *["full"] * config.target_model.full]
         last = {stage_of(method) for method in chosen}
         unwanted = {"method_picks", "ranked_picks", "full"} - last
-        if not any("clip_scores" in methods.needs(method) for method in chosen):
-            unwanted.add("clip_scores")
+        needed = {artefact for method in chosen for artefact in methods.needs(method)}
+        unwanted |= {"clip_scores", "difficulty"} - needed
         for stage in [stage for stage in STAGES if stage not in unwanted]:
             of_methods = PICKS_OF in self._all_before(stage) or stage in last
             for method in chosen if of_methods else [None]:
@@ -179,5 +189,5 @@ class Runs:
             values.append(self.tasks(run, group))
         if stage == "method_picks":
             values.append(self.method_settings(run, method))
-            after += ("clip_scores",) * ("clip_scores" in methods.needs(method))  # its scores come with the activations
+            after += tuple(need for need in methods.needs(method) if need in STAGES)  # scores come with activations
         return values, [self._depends_on(run, before, method, group) for before in after]

@@ -89,6 +89,17 @@ def coreset_positions(coreset, manifest):
     return np.sort(manifest.loc[manifest["sample_id"].isin(coreset["sample_id"]), "position"].to_numpy())
 
 
+def of_samples(paths, column, sample_ids):
+    """A column of tables of shards, in the order of sample ids: Series; missing where no table has a sample."""
+    table = pd.concat([pd.read_parquet(path, columns=["sample_id", column]) for path in paths])
+    return table.set_index("sample_id")[column].reindex(sample_ids)
+
+
+def clip_embeddings(paths, sample_ids):
+    """(n, e) float16 CLIP vectors of samples, image and text (see `coincide.clip`), from the tables of all shards."""
+    return np.frombuffer(b"".join(of_samples(paths, "embedding", sample_ids)), "<f2").reshape(len(sample_ids), -1)
+
+
 def write_json(value, path):
     """Write a JSON value, whole or not at all."""
     with replacing(path) as part, open(part, "w", encoding="utf-8") as file:

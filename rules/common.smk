@@ -75,6 +75,13 @@ def coresets(run, name):
     ]
 
 
+def whole_dataset(name):
+    """A file of the coreset that is the full data."""
+    return (
+        lambda wildcards: f"{runs.folder(wildcards.run, 'coreset', method='full')}/coresets/full/1/{name}"
+    )
+
+
 def coresets_in_own_format(run):
     """Every coreset again, in the format of a dataset that is not JSON."""
     json = runs.setting(run, "dataset.annotations").endswith(".json")

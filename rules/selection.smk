@@ -156,6 +156,33 @@ rule clip_scores:
         "../workflow_scripts/clip_scores.py"
 
 
+rule difficulty:
+    input:
+        manifest=made_by("merge", "manifest.parquet"),
+        records=whole_dataset("coreset.json"),
+        clip_scores=made_by(
+            "clip_scores", "clip_scores/shard-{shard}.parquet", shard=shards
+        ),
+        images=given_once("dataset.images"),
+        model=model_files("target_model"),
+    output:
+        "results/{run}/difficulty.parquet",
+    log:
+        "results/{run}/logs/difficulty.log",
+    benchmark:
+        "results/{run}/benchmarks/difficulty.tsv"
+    conda:
+        "../envs/finetune.yaml"
+    envmodules:
+        *MODULES.finetune,
+    threads: share_of_cores
+    params:
+        **settings("difficulty"),
+        checkpoints="results/{run}/checkpoints/difficulty",
+    script:
+        "../workflow_scripts/difficulty.py"
+
+
 rule method_picks:
     input:
         clusters=made_by("clusters", "clusters.parquet"),
@@ -165,6 +192,7 @@ rule method_picks:
             "clip_scores",
             made_by("clip_scores", "clip_scores/shard-{shard}.parquet", shard=shards),
         ),
+        difficulty=needed("difficulty", made_by("difficulty", "difficulty.parquet")),
     output:
         "results/{run}/coresets/{method}/{fraction}/coreset.parquet",
     log:

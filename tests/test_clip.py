@@ -41,10 +41,14 @@ def test_scores_equal_one_sample_at_a_time_and_tell_colours_apart(clip, colours)
     samples = [{"sample_id": r["id"], "record": r} for r in records]
     table = clip_scores(model, processor, samples, folder, batch_size=7)
     assert table["sample_id"].tolist() == [r["id"] for r in records]
-    for record, score in zip(records, table["clip_score"]):
+    embeddings = np.frombuffer(b"".join(table["embedding"]), "<f2").reshape(len(table), 2, -1).astype(np.float32)
+    np.testing.assert_allclose(np.linalg.norm(embeddings[:, 1], axis=1), 1, atol=1e-3)
+    for record, score, (image, text) in zip(records, table["clip_score"], embeddings):
         if "image" not in record:
             assert np.isnan(score)
+            assert not image.any()
             continue
+        assert score == pytest.approx(float(image @ text), abs=2e-3)
         inputs = processor(text=[text_of(record)], images=[open_image(folder, record["image"])], return_tensors="pt")
         with torch.inference_mode():
             found = model(**inputs)

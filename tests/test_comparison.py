@@ -98,3 +98,23 @@ def test_costs_are_of_what_a_method_reads(table, tmp_path):
     text = as_text(intervals(table), paired(table), ranks(table), found.reset_index())
     assert "| random | all | +10.0 (" in text
     assert "| coincide | 0.1 | 35 | 2 | 9 | 46% |" in text
+
+
+def test_variants_are_methods_of_their_own():
+    values, variants = {}, {}
+    for i in range(3):
+        variants |= {f"base-{i}": ("", i), f"flat-{i}": ("flat", i)}
+        values |= {(f"{variant}-{i}", "full", 1.0): 1.0 for variant in ("base", "flat")}
+        values |= {(f"base-{i}", "coincide", 0.2): 0.5 + i / 10, (f"base-{i}", "random", 0.2): 0.4 + i / 10}
+        values[f"flat-{i}", "coincide", 0.2] = 0.7 + i / 10
+    table = collect(summaries(values), variants)
+    found = intervals(table).set_index(["method", "task"])["mean"]
+    assert found["coincide", AVERAGE] == pytest.approx(0.6)
+    assert found["coincide (flat)", AVERAGE] == pytest.approx(0.8)
+    # pairs are of the same replicate
+    tests = paired(table).dropna().set_index("method")
+    assert tests.loc["coincide (flat)", "difference"] == pytest.approx(-0.2)
+    assert tests.loc["coincide (flat)", "low"] == pytest.approx(-0.2)
+    assert set(ranks(table)["method"]) == {"coincide", "coincide (flat)", "random"}
+    cost = costs(table, {run: [] for run in table["run"].unique()})
+    assert set(cost["method"]) == {"coincide", "coincide (flat)", "random", "full"}

@@ -12,8 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from coincide import finetune as module
+from coincide.difficulty import difficulty
 from coincide.finetune import TrainingSettings, finetune
 from coincide.models import load_model, load_processor
+from coincide.trainers import SCORING_NETWORK, ScoringTrainer
 
 SETTINGS = TrainingSettings(epochs=2, batch_size=4, learning_rate=1e-3, device="cpu", save_every=3)
 
@@ -41,23 +43,36 @@ def killed_at(step, monkeypatch):
 
 def run(tiny_model, tiny_data, folder, name, **changes):
     records, images = tiny_data
+    features = changes.pop("features", None)
     settings = TrainingSettings(**{**vars(SETTINGS), **changes})
-    finetune(
-        tiny_model, records, images, settings=settings, seed=1, output=folder / name, checkpoints=folder / "checkpoints"
-    )
+    places = {"output": folder / name, "checkpoints": folder / "checkpoints"}
+    finetune(tiny_model, records, images, settings=settings, seed=1, features=features, **places)
     return folder / name
 
 
-@pytest.mark.parametrize("lora", [None, {"r": 4, "alpha": 8, "dropout": 0.1}], ids=["all weights", "lora"])
-def test_a_killed_training_goes_on_and_ends_the_same(tiny_model, tiny_data, tmp_path, monkeypatch, lora):
-    whole = run(tiny_model, tiny_data, tmp_path, "whole", lora=lora)
+def features_of(records, folder):
+    """One number a record of two kinds: whether it has an image."""
+    path = folder / "features.npy"
+    np.save(path, np.array([[float("image" in r), float("image" not in r)] for r in records], np.float16))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("lora", "scoring"),
+    [(None, False), ({"r": 4, "alpha": 8, "dropout": 0.1}, False), (None, True), ({"r": 4, "alpha": 8}, True)],
+    ids=["all weights", "lora", "scoring", "scoring with lora"],
+)
+def test_a_killed_training_goes_on_and_ends_the_same(tiny_model, tiny_data, tmp_path, monkeypatch, lora, scoring):
+    features = features_of(tiny_data[0], tmp_path) if scoring else None
+    whole = run(tiny_model, tiny_data, tmp_path, "whole", lora=lora, features=features)
+    assert (whole / SCORING_NETWORK).exists() == scoring
 
     with killed_at(8, monkeypatch):
-        run(tiny_model, tiny_data, tmp_path, "killed", lora=lora)
+        run(tiny_model, tiny_data, tmp_path, "killed", lora=lora, features=features)
     assert not (tmp_path / "killed").exists()
     left = list((tmp_path / "checkpoints").rglob("checkpoint-*"))
     assert [p.name for p in left] == ["checkpoint-6"]
-    resumed = run(tiny_model, tiny_data, tmp_path, "killed", lora=lora)
+    resumed = run(tiny_model, tiny_data, tmp_path, "killed", lora=lora, features=features)
     for name, value in weights(whole).items():
         torch.testing.assert_close(weights(resumed)[name], value, rtol=1e-5, atol=1e-6)
     assert list((tmp_path / "checkpoints").iterdir()) == []
@@ -103,7 +118,7 @@ def test_the_loss_sees_answers_alone(tiny_model, tiny_data):
 
 
 def test_the_projector_has_a_learning_rate_of_its_own(tiny_model, tiny_data, tmp_path, monkeypatch):
-    groups, real = {}, module._Trainer.create_optimizer
+    groups, real = {}, module.ProjectorTrainer.create_optimizer
 
     def remembered(self, *arguments, **options):
         optimizer = real(self, *arguments, **options)
@@ -113,7 +128,7 @@ def test_the_projector_has_a_learning_rate_of_its_own(tiny_model, tiny_data, tmp
         assert sum(len(g["params"]) for g in optimizer.param_groups) == len(groups)
         return optimizer
 
-    monkeypatch.setattr(module._Trainer, "create_optimizer", remembered)
+    monkeypatch.setattr(module.ProjectorTrainer, "create_optimizer", remembered)
     trained = run(tiny_model, tiny_data, tmp_path, "out", projector_learning_rate=1e-9)
     assert {groups[name] for name in groups if "multi_modal_projector" in name} == {1e-9}
     assert {groups[name] for name in groups if "multi_modal_projector" not in name} == {1e-3}
@@ -239,6 +254,62 @@ def test_two_processes_have_the_losses_of_one(tiny_model, tiny_data, tmp_path):
     assert not list(two.glob("*.bin"))
     with pytest.raises(module.DeviceError, match="fsdp needs GPUs"):
         run(tiny_model, tiny_data, tmp_path, "sharded", processes=2, sharding="fsdp")
+
+
+def test_the_loss_is_weighed_by_a_softmax_over_the_batch(tiny_model, tiny_data, tmp_path, monkeypatch):
+    seen, real = [], ScoringTrainer.compute_loss
+
+    def remembered(self, model, inputs, **options):
+        given = {k: v.clone() for k, v in inputs.items()}
+        loss = real(self, model, inputs, **options)
+        rows, labels = given.pop("rows"), given.pop("labels")
+        weight = self.network.weight[0].tolist()
+        with torch.no_grad():
+            logits = model(**given).logits
+        seen.append((float(loss), rows.tolist(), labels, logits, weight))
+        return loss
+
+    monkeypatch.setattr(ScoringTrainer, "compute_loss", remembered)
+    run(tiny_model, tiny_data, tmp_path, "one", features=features_of(tiny_data[0], tmp_path))
+    for loss, rows, labels, logits, weight in seen:
+        scores = np.array([weight["image" not in tiny_data[0][row]] for row in rows])
+        share = np.exp(scores) / np.exp(scores).sum() * len(rows)
+        probabilities = torch.softmax(logits, dim=2)
+        found = [-share[i] * float(torch.log(probabilities[i, t - 1, labels[i, t]]))
+                 for i in range(len(rows)) for t in range(1, labels.shape[1]) if labels[i, t] != -100]  # fmt: skip
+        assert loss == pytest.approx(sum(found) / len(found), rel=1e-4)
+    assert seen[0][4] != seen[-1][4]
+
+
+def test_what_stays_hard_comes_to_weigh_little(tiny_model, tiny_data, tmp_path):
+    records, images = tiny_data
+    rng = np.random.default_rng(0)
+    asked = [record for record in records if "image" in record][:16]
+    # noise, which no model learns
+    answers = ["yes"] * 12 + ["".join(rng.choice(list("abcdefghij"), 3)) for _ in range(4)]
+    mixed = [{**r, "id": str(i), "conversations": [r["conversations"][0], {"from": "gpt", "value": answer}]}
+             for i, (r, answer) in enumerate(zip(asked, answers))]  # fmt: skip
+    embeddings = np.array([[1.0, 0.0]] * 12 + [[0.0, 1.0]] * 4, np.float16)
+
+    def gap(learning_rate):
+        changes = {"epochs": 12, "batch_size": 8, "learning_rate": learning_rate, "save_every": 100}
+        table = difficulty(
+            tiny_model, mixed, [r["id"] for r in mixed], embeddings, images, seed=0, checkpoints=tmp_path / "c",
+            settings=TrainingSettings(**{**vars(SETTINGS), **changes}),
+        )  # fmt: skip
+        return table["difficulty"][12:].mean() - table["difficulty"][:12].mean()
+
+    assert gap(1e-2) > gap(1e-9) + 0.1
+    assert [p.name for p in (tmp_path / "c").iterdir()] == ["features.npy"]
+    with pytest.raises(ValueError, match="16 records, 15 sample ids"):
+        difficulty(tiny_model, mixed, ["a"] * 15, embeddings, images, settings=SETTINGS, seed=0, checkpoints=tmp_path)
+
+
+def test_two_processes_weigh_the_batch_as_one(tiny_model, tiny_data, tmp_path):
+    features = features_of(tiny_data[0], tmp_path)
+    one, two = (run(tiny_model, tiny_data, tmp_path, str(n), features=features, processes=n, epochs=1) for n in (1, 2))
+    ours, theirs = (load_file(folder / SCORING_NETWORK)["weight"] for folder in (two, one))
+    torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=2e-4)
 
 
 def test_a_failing_process_fails_the_training(tiny_model, tiny_data, tmp_path):

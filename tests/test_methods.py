@@ -12,7 +12,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from coincide import methods
-from coincide.methods import Tables, clip_score, d2_pruning, semdedup
+from coincide.methods import Tables, clip_score, d2_pruning, self_filter, semdedup
 from coincide.rows import Rows
 from coincide.storage import write_activations
 
@@ -117,7 +117,7 @@ def test_d2_pruning_worked_by_hand():
 def test_d2_pruning_equals_the_slow_version(n, k, seed):
     rng = np.random.default_rng(seed)
     x = rng.integers(-2, 3, size=(n, 2)).astype(np.float32)  # copies among them
-    squared, index = d2_pruning.nearest(x, k)
+    squared, index = methods.nearest(x, k)
     k = min(k, n - 1)
     distances = ((x[:, None] - x) ** 2).sum(axis=2)
     for i in range(n):
@@ -135,6 +135,34 @@ def test_d2_pruning_equals_the_slow_version(n, k, seed):
                 s[j] -= weight * s[i]
 
 
+def test_self_filter_worked_by_hand():
+    # 0 and 1 have a cosine of 0.8, 2 stands alone
+    unit = np.array([[1, 0, 0], [0.8, 0.6, 0], [0, 0, 1]], np.float32)
+    # 0 goes first and takes 0.64 from 1, which then stands at 0.26 behind 2
+    assert self_filter.unlike([1.0, 0.9, 0.5], unit, 3, 1, 1.0).tolist() == [0, 2, 1]
+    assert self_filter.unlike([1.0, 0.9, 0.5], unit, 3, 1, 0.0).tolist() == [0, 1, 2]
+    # below zero a penalty raises: 0 lifts 1 from -0.9 to -0.26
+    assert self_filter.unlike([-1.0, -0.9, -1.2], unit, 2, 1, 1.0).tolist() == [1, 0]
+
+
+@examples(max_examples=25, deadline=None)
+@given(st.integers(2, 40), st.integers(1, 4), st.integers(0, 2**32 - 1))
+def test_self_filter_equals_the_slow_version(n, neighbours, seed):
+    rng = np.random.default_rng(seed)
+    unit = rng.normal(size=(n, 3)).astype(np.float32)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    difficulty = rng.normal(size=n)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(self_filter, "AHEAD", 2)  # few enough that some are used up
+        order = self_filter.unlike(difficulty, unit, n, neighbours, 0.7)
+    d, left = difficulty.copy(), list(range(n))
+    for i in order:
+        assert d[i] >= max(d[j] for j in left) - 1e-5
+        left.remove(i)
+        for j in sorted(left, key=lambda j: -(unit[i] @ unit[j]))[:neighbours]:
+            d[j] -= 0.7 * d[i] * (unit[i] @ unit[j]) ** 2
+
+
 @examples(max_examples=15, deadline=None)
 @given(st.integers(8, 60), st.floats(0.05, 1), st.integers(0, 2**32 - 1))
 def test_every_method_keeps_the_count_and_no_row_twice(n, fraction, seed):
@@ -145,6 +173,7 @@ def test_every_method_keeps_the_count_and_no_row_twice(n, fraction, seed):
         clusters=clusters_of(n), activations=unit, last_token=unit, mean=unit,
         scores=pd.DataFrame({name: rng.normal(size=n) for name in ("loss", "el2n", "margin")}),
         clip_scores=np.where(rng.random(n) < 0.3, np.nan, rng.random(n)),
+        clip_embeddings=unit.astype(np.float16), difficulty=rng.normal(size=n),
     )  # fmt: skip
     count = max(1, int(fraction * n))
     for name in methods.names():
@@ -156,14 +185,20 @@ def test_every_method_keeps_the_count_and_no_row_twice(n, fraction, seed):
 def test_tables_are_read_in_the_order_of_the_clusters(tmp_path):
     clusters = clusters_of(4)
     clusters.to_parquet(tmp_path / "clusters.parquet")
-    shards = [pd.DataFrame({"sample_id": ids, "clip_score": values}) for ids, values in
+    shards = [pd.DataFrame({"sample_id": ids, "clip_score": values,
+                            "embedding": [np.float16([v, 1]).tobytes() for v in values]}) for ids, values in
               ((["s2", "s0", "rejected"], [0.2, 0.0, 9.0]), (["s3", "s1"], [np.nan, 0.1]))]  # fmt: skip
+    pd.DataFrame({"sample_id": ["s3", "s2", "s1", "s0"], "difficulty": [3.0, 2, 1, 0]}).to_parquet(
+        tmp_path / "d.parquet"
+    )
     paths = []
     for i, shard in enumerate(shards):
         paths.append(tmp_path / f"{i}.parquet")
         shard.to_parquet(paths[-1])
     write_activations(tmp_path / "mean.parquet", [(["a"], np.ones((1, 2)))], dimension=2, metadata={"hidden_size": 1})
-    tables = Tables(tmp_path / "clusters.parquet", None, tmp_path, paths)
+    tables = Tables(tmp_path / "clusters.parquet", None, tmp_path, paths, tmp_path / "d.parquet")
+    np.testing.assert_array_equal(tables.clip_embeddings, np.float16([[0.0, 1], [0.1, 1], [0.2, 1], [np.nan, 1]]))
+    np.testing.assert_array_equal(tables.difficulty, [0, 1, 2, 3])
     np.testing.assert_array_equal(tables.clip_scores, [0.0, 0.1, 0.2, np.nan])
     assert tables.embedding("mean").shape == (1, 2)
 
@@ -213,3 +248,7 @@ def test_a_run_of_every_method(finished, tmp_path):
     assert rank.between(0.39, 0.61).all()
     text_only = pd.read_parquet(run / "manifest.parquet").set_index("sample_id")["n_images"] == 0
     assert text_only[coresets["clip_score"]["sample_id"]].sum() == n // 5 * text_only.sum() // n
+    difficulty = pd.read_parquet(run / "difficulty.parquet").set_index("sample_id")["difficulty"]
+    assert len(difficulty) == n
+    assert coresets["self_filter"]["sample_id"][0] == difficulty.idxmax()
+    assert not (run / "checkpoints/difficulty").exists()

@@ -25,8 +25,11 @@ def recipe(name):
 def test_a_recipe_is_complete(name):
     configs = check_runs(recipe(name), files=False)
     assert len(configs) == {"study": 5, "study-small": 3, "ablations": 36}.get(name, 1)
+    if len(configs) > 1:
+        assert [c.clustering.seed for c in configs.values()] == [c.target_model.seeds[0] for c in configs.values()]
+        assert len({(c.variant, c.replicate) for c in configs.values()}) == len(configs)
     if name != "ablations":
-        assert all(len(config.selection.methods) == 8 for config in configs.values())
+        assert all(len(config.selection.methods) == 9 for config in configs.values())
 
 
 @pytest.mark.parametrize("name", PAPERS)
@@ -69,4 +72,4 @@ def test_the_dag_builds(workplace, tmp_path, name):
     jobs = {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", output, flags=re.MULTILINE)}
     shards = values["dataset"]["shards"]
     assert jobs["activations"] == jobs["clip_scores"] == shards
-    assert (jobs["method_picks"], jobs["finetune_model"], jobs["evaluate_model"]) == (7, 9, 45)
+    assert (jobs["method_picks"], jobs["finetune_model"], jobs["evaluate_model"]) == (8, 10, 50)

@@ -9,7 +9,11 @@ from coincide.methods import Tables, method
 from coincide.tables import coreset_table, write_table
 
 tables = Tables(
-    snakemake.input.clusters, snakemake.input.activations, snakemake.input.scores, snakemake.input.clip_scores
+    snakemake.input.clusters,
+    snakemake.input.activations,
+    snakemake.input.scores,
+    snakemake.input.clip_scores,
+    snakemake.input.difficulty,
 )
 count = total_budget(float(snakemake.wildcards.fraction), len(tables.clusters))
 picks = method(snakemake.wildcards.method).picks

@@ -1,6 +1,6 @@
 """Methods that choose a coreset beside coincide, to compare with: one module each.
 
-A module has NEEDS, of "scores" and "clip_scores" what it reads beside clusters, and a function
+A module has NEEDS, of "scores", "clip_scores" and "difficulty" what it reads beside clusters, and a function
 
     picks(tables, count, *, seed, …settings) -> (indices, scores)
 
@@ -19,6 +19,10 @@ import numpy as np
 import pandas as pd
 from pydantic import ConfigDict, ValidationError, create_model
 
+from coincide.tables import clip_embeddings, of_samples
+
+EXACT = 100_000  # rows up to which `nearest` compares each with each
+
 
 class Tables:
     """What a method reads of a run, each when it is asked for. Row i is the same sample in all of them.
@@ -28,10 +32,12 @@ class Tables:
         activations: folder of the activations.
         scores: folder of the reference model's scores, for methods that need it.
         clip_scores: paths of the tables of all shards, for methods that need them.
+        difficulty: path of difficulty.parquet, for methods that need it.
     """
 
-    def __init__(self, clusters, activations, scores=None, clip_scores=()):
-        self._paths = {"clusters": clusters, "activations": activations, "scores": scores, "clip_scores": clip_scores}
+    def __init__(self, clusters, activations, scores=None, clip_scores=(), difficulty=None):
+        self._paths = {"clusters": clusters, "activations": activations, "scores": scores}
+        self._paths |= {"clip_scores": clip_scores, "difficulty": difficulty}
 
     @cached_property
     def clusters(self):
@@ -55,8 +61,17 @@ class Tables:
     @cached_property
     def clip_scores(self):
         """(n,) cosine of image and text; NaN for a sample without an image."""
-        table = pd.concat([pd.read_parquet(path) for path in self._paths["clip_scores"]])
-        return table.set_index("sample_id")["clip_score"].reindex(self.clusters["sample_id"]).to_numpy()
+        return of_samples(self._paths["clip_scores"], "clip_score", self.clusters["sample_id"]).to_numpy()
+
+    @cached_property
+    def clip_embeddings(self):
+        """(n, e) float16 image and text vectors of CLIP (see `coincide.clip`)."""
+        return clip_embeddings(self._paths["clip_scores"], self.clusters["sample_id"])
+
+    @cached_property
+    def difficulty(self):
+        """(n,) difficulty of each sample (see `coincide.difficulty`)."""
+        return of_samples([self._paths["difficulty"]], "difficulty", self.clusters["sample_id"]).to_numpy()
 
 
 def _on_disk(path):
@@ -100,6 +115,29 @@ def settings(name, given):
 def highest(scores, count):
     """(count,) rows with the highest scores, the highest first; ties: the first row."""
     return np.argsort(-np.asarray(scores, np.float64), kind="stable")[:count]
+
+
+def nearest(x, k):
+    """(squared distances, rows) of the k nearest other rows of each of n rows: (n, k) each, the nearest first.
+
+    Up to EXACT rows each is compared with each; above, through an inverted file.
+    """
+    import faiss
+
+    n, d = x.shape
+    k = min(k, n - 1)
+    if n <= EXACT:
+        search = faiss.IndexFlatL2(d)
+    else:
+        search = faiss.IndexIVFFlat(faiss.IndexFlatL2(d), d, int(np.sqrt(n)))
+        search.train(x)
+        search.nprobe = 16
+    search.add(x)
+    squared, index = search.search(x, k + 1)
+    # itself is among them, but for copies not always the first
+    own = index == np.arange(n)[:, None]
+    own[~own.any(axis=1), -1] = True
+    return np.maximum(squared[~own].reshape(n, k), 0), index[~own].reshape(n, k)
 
 
 def band(scores, count, keep):

@@ -10,8 +10,9 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
+from coincide.methods import nearest
+
 NEEDS = ("scores",)
-EXACT = 100_000  # samples up to which neighbours are searched one by one; above through an inverted file
 
 
 def picks(
@@ -61,23 +62,3 @@ def messages(difficulty, weights, index, count):
                 s[j] -= weight * s[i]
                 heapq.heappush(heap, (-s[j], int(j)))
     return np.array(order, np.int64), forward
-
-
-def nearest(x, k):
-    """(squared distances, rows) of the k nearest other rows of each: (n, k) each."""
-    import faiss
-
-    n, d = x.shape
-    k = min(k, n - 1)
-    if n <= EXACT:
-        search = faiss.IndexFlatL2(d)
-    else:
-        search = faiss.IndexIVFFlat(faiss.IndexFlatL2(d), d, int(np.sqrt(n)))
-        search.train(x)
-        search.nprobe = 16
-    search.add(x)
-    squared, index = search.search(x, k + 1)
-    # itself is among them, but for copies not always the first
-    own = index == np.arange(n)[:, None]
-    own[~own.any(axis=1), -1] = True
-    return np.maximum(squared[~own].reshape(n, k), 0), index[~own].reshape(n, k)
