@@ -79,6 +79,15 @@ class MiniMix(Section):
     seed: Size = 0
 
 
+class EvenMix(Section):
+    """Size of the second dataset that the workflow writes itself: many small tasks of even size."""
+
+    samples: Count = 9540
+    test_samples: Count = Field(12, description="questions of each task")
+    validation_samples: Count = Field(12, description="questions of each task that settings may be tuned on")
+    seed: Size = 0
+
+
 class Training(Section):
     """How a model is trained."""
 
@@ -312,6 +321,7 @@ class Config(Section):
     evaluation: Evaluation
     transfer_check: TransferCheck = TransferCheck()
     mini_mix: MiniMix = MiniMix()
+    even_mix: EvenMix = EvenMix()
     clip_model: ClipModel = ClipModel()
     built_models: dict[Literal["reference", "target", "clip"], BuiltModel] = {}
     modules: Modules = Modules()
@@ -331,7 +341,7 @@ class Config(Section):
 
 
 # Paths that the workflow fills itself when the config points there.
-MINI_MIX = "resources/mini-mix"
+MINI_MIX, EVEN_MIX = "resources/mini-mix", "resources/even-mix"
 BUILT_MODELS = {f"resources/models/{name}": name for name in ("reference", "target", "clip")}
 
 
@@ -476,13 +486,13 @@ def _methods(config):
 
 def _paths(config):
     dataset = config.dataset
-    own_mix = dataset.annotations == f"{MINI_MIX}/train.json"
-    if not own_mix:
+    if dataset.annotations not in [f"{mix}/train.json" for mix in (MINI_MIX, EVEN_MIX)]:
         try:
             open_dataset(dataset.annotations)
         except DatasetError as error:
             yield f"dataset.annotations: {error}"
-    if dataset.images != f"{MINI_MIX}/images" and not Path(dataset.images).is_dir():
+    mixes = [f"{mix}/images" for mix in (MINI_MIX, EVEN_MIX)]
+    if dataset.images not in mixes and not Path(dataset.images).is_dir():
         yield f"dataset.images: the folder {dataset.images} does not exist; give the one image names are relative to"
     models = {"reference_model": config.reference_model, "target_model": config.target_model}
     if any("clip_scores" in needs(name) for name in config.selection.methods):
@@ -517,6 +527,8 @@ def _layers(config):
 def _sizes(config):
     if config.dataset.annotations == f"{MINI_MIX}/train.json":
         n = config.mini_mix.samples
+    elif config.dataset.annotations == f"{EVEN_MIX}/train.json":
+        n = config.even_mix.samples
     elif config.dataset.annotations.endswith((".json", ".jsonl")) and Path(config.dataset.annotations).is_file():
         n = _count_conversations(config.dataset.annotations)
     else:

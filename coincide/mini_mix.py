@@ -40,6 +40,7 @@ WORDS = (
     "stop exit taxi open sale bank cafe park milk bread hotel music north south east west "
     "left right push pull red blue gold iron fish bird tree moon star ship"
 ).split()
+OPPOSITES = [("hot", "cold"), ("up", "down"), ("left", "right"), ("big", "small"), ("open", "shut"), ("new", "old")]
 TENS = "zero ten twenty thirty forty fifty sixty seventy eighty ninety".split()
 
 
@@ -71,32 +72,44 @@ def write_mini_mix(output, *, samples, pretrain_samples, test_samples, validatio
         validation_samples: questions of each task for tuning.
         seed: all is a function of it.
     """
-    weights = sum(source.weight for source in SOURCES.values())
+    size = {"train": samples, "pretrain": pretrain_samples, "test": test_samples, "validation": validation_samples}
+    write_mix(output, SOURCES, size, seed=seed)
+
+
+def write_mix(output, sources, size, *, seed, family=lambda name: name):
+    """Write a mix of sources.
+
+    Args:
+        output: folder, made anew; appears whole or not at all.
+        sources: dict of name -> Source.
+        size: samples of the splits train and pretrain, questions of each source of test and validation; a split
+            that is not named is not written.
+        seed: all is a function of it.
+        family: function of a source's name: under which its questions stand.
+    """
+    weights = sum(source.weight for source in sources.values())
     with replacing(output) as folder:
         folder.mkdir()
         owner: dict[bytes, str] = {}  # digest of an image's pixels -> the split that has it
-        records: dict[str, list[dict]] = {split: [] for split in SPLITS}
-        for name, source in SOURCES.items():
-            sizes = {
-                "test": test_samples,
-                "pretrain": pretrain_samples * source.weight // weights,
-                "train": samples * source.weight // weights,
-                "validation": validation_samples,
-            }
-            if name == next(iter(SOURCES)):  # what the divisions left over
-                for split, total in (("pretrain", pretrain_samples), ("train", samples)):
-                    sizes[split] = total - sum(total * s.weight // weights for s in list(SOURCES.values())[1:])
-            for split in SPLITS:
+        records: dict[str, list[dict]] = {split: [] for split in size if split not in ASKED}
+        questions: dict[str, list[Example]] = {}
+        for name, source in sources.items():
+            for split in [split for split in SPLITS if split in size]:
+                count = size[split] if split in ASKED else size[split] * source.weight // weights
+                if split not in ASKED and name == next(iter(sources)):  # what the divisions left over
+                    others = list(sources.values())[1:]
+                    count = size[split] - sum(size[split] * other.weight // weights for other in others)
                 rng = np.random.default_rng([seed, zlib.crc32(name.encode()), SPLITS.index(split)])
-                examples = _unshared(source.make(rng, split), split, owner, sizes[split], name)
+                examples = _unshared(source.make(rng, split), split, owner, count, name)
                 if split in ASKED:
-                    _write_questions(folder / ASKED[split] / f"{name}.parquet", examples)
+                    questions.setdefault(f"{ASKED[split]}/{family(name)}.parquet", []).extend(examples)
                 else:
                     records[split] += _write_images(folder / "images", name, split, examples)
-        for split in ("pretrain", "train"):
-            order = np.random.default_rng([seed, SPLITS.index(split)]).permutation(len(records[split]))
-            rows = [records[split][i] for i in order]
-            (folder / f"{split}.json").write_text(json.dumps(rows, indent=1))
+        for path, examples in questions.items():
+            _write_questions(folder / path, examples)
+        for split, rows in records.items():
+            order = np.random.default_rng([seed, SPLITS.index(split)]).permutation(len(rows))
+            (folder / f"{split}.json").write_text(json.dumps([rows[i] for i in order], indent=1))
 
 
 def _unshared(examples: Iterator[Example], split, owner, count, name):
@@ -175,7 +188,8 @@ def _pick(rng, options):
 # --- easy-VQA -------------------------------------------------------------------------------------
 
 
-def _easy_vqa(rng, split):
+def easy_vqa_examples(rng, split):
+    """Questions of the package easy-vqa, in an order of rng; a split has images of its own."""
     import easy_vqa
 
     if split in ASKED:
@@ -205,7 +219,7 @@ def _scans(split):
     return np.arange(*part)
 
 
-def _draw_digits(rng, split, count, size):
+def draw_digits(rng, split, count, size):
     """Scans on a grid of cells of `size` (width, height) pixels: the image and the digits' values."""
     images, labels = _digits()
     chosen = rng.choice(_scans(split), count)
@@ -222,36 +236,57 @@ def _draw_digits(rng, split, count, size):
 def _digits_read(rng, split):
     ask = ["which digit is this?", "what number is written here?", "read the number.", "what does the image say?"]
     while True:
-        image, values = _draw_digits(rng, split, 1, (64, 64))
+        image, values = draw_digits(rng, split, 1, (64, 64))
         yield Example(image, [(_pick(rng, ask), str(values[0]))])
 
 
 def _digits_add(rng, split):
     ask = ["what is the sum of the two digits?", "add the digits.", "what do you get if you add the two numbers?"]
     while True:
-        image, values = _draw_digits(rng, split, 2, (32, 64))
+        image, values = draw_digits(rng, split, 2, (32, 64))
         yield Example(image, [(_pick(rng, ask), str(sum(values)))])
 
 
 def _digits_count(rng, split):
     ask = ["how many digits are there?", "count the digits.", "how many numbers are written here?"]
     while True:
-        image, values = _draw_digits(rng, split, int(rng.integers(1, 8)), (16, 16))
+        image, values = draw_digits(rng, split, int(rng.integers(1, 8)), (16, 16))
         yield Example(image, [(_pick(rng, ask), str(len(values)))])
 
 
 # --- renderings -----------------------------------------------------------------------------------
 
 
+def draw_word(rng):
+    """A word on a light ground: the image, and (word, colour)."""
+    word, (name, colour) = _pick(rng, WORDS), _pick(rng, list(COLOURS.items()))
+    image = Image.new("RGB", (SIZE, SIZE), tuple(int(v) for v in rng.integers(225, 256, 3)))
+    font = ImageFont.load_default(size=19)
+    place = (4, 16 + int(rng.integers(0, 4)))
+    ImageDraw.Draw(image).text(place, word, fill=colour, font=font)
+    return image, (word, name)
+
+
 def _text_reading(rng, split):
     ask = ["what does the sign say?", "read the word.", "which word is written here?", "what is written in the image?"]
     while True:
-        word, (_, colour) = _pick(rng, WORDS), _pick(rng, list(COLOURS.items()))
-        image = Image.new("RGB", (SIZE, SIZE), tuple(int(v) for v in rng.integers(225, 256, 3)))
-        font = ImageFont.load_default(size=19)
-        place = (4, 16 + int(rng.integers(0, 4)))
-        ImageDraw.Draw(image).text(place, word, fill=colour, font=font)
+        image, (word, _) = draw_word(rng)
         yield Example(image, [(_pick(rng, ask), word)])
+
+
+def draw_bar_chart(rng):
+    """Three bars: the image, and the colours and values (1 to 5) from left to right."""
+    names = rng.choice(list(COLOURS), 3, replace=False)
+    heights = rng.choice(np.arange(1, 6), 3, replace=False)
+    image = Image.new("RGB", (SIZE, SIZE), "white")
+    draw = ImageDraw.Draw(image)
+    for level in range(1, 6):
+        draw.line([(4, 60 - 11 * level), (63, 60 - 11 * level)], fill=(215, 215, 215))
+    for i, (name, height) in enumerate(zip(names, heights)):
+        left = 8 + 18 * i + int(rng.integers(0, 3))
+        draw.rectangle([left, 60 - 11 * int(height), left + 11, 60], fill=COLOURS[name])
+    draw.line([(4, 60), (63, 60)], fill="black")
+    return image, [str(name) for name in names], heights
 
 
 def _bar_chart(rng, split):
@@ -259,21 +294,12 @@ def _bar_chart(rng, split):
     shortest = ["which bar is the shortest?", "what colour is the lowest bar?"]
     value = ["what is the value of the {} bar?", "how high is the {} bar?", "read the {} bar."]
     while True:
-        names = rng.choice(list(COLOURS), 3, replace=False)
-        heights = rng.choice(np.arange(1, 6), 3, replace=False)
-        image = Image.new("RGB", (SIZE, SIZE), "white")
-        draw = ImageDraw.Draw(image)
-        for level in range(1, 6):
-            draw.line([(4, 60 - 11 * level), (63, 60 - 11 * level)], fill=(215, 215, 215))
-        for i, (name, height) in enumerate(zip(names, heights)):
-            left = 8 + 18 * i + int(rng.integers(0, 3))
-            draw.rectangle([left, 60 - 11 * int(height), left + 11, 60], fill=COLOURS[name])
-        draw.line([(4, 60), (63, 60)], fill="black")
+        image, names, heights = draw_bar_chart(rng)
         kind = rng.integers(4)
         if kind == 0:
-            turn = (_pick(rng, tallest), str(names[heights.argmax()]))
+            turn = (_pick(rng, tallest), names[heights.argmax()])
         elif kind == 1:
-            turn = (_pick(rng, shortest), str(names[heights.argmin()]))
+            turn = (_pick(rng, shortest), names[heights.argmin()])
         else:
             i = int(rng.integers(3))
             turn = (_pick(rng, value).format(names[i]), str(heights[i]))
@@ -291,7 +317,7 @@ def _draw_shape(draw, shape, colour, centre, radius):
         draw.polygon([(x, y - radius), (x - radius, y + radius), (x + radius, y + radius)], fill=COLOURS[colour])
 
 
-def _scene(rng, count, *, cells=2):
+def draw_scene(rng, count, *, cells=2):
     """Shapes of different kinds on a grid: the image, and (colour, shape, row, column) of each."""
     step = SIZE // cells
     places = rng.choice(cells * cells, count, replace=False)
@@ -313,7 +339,7 @@ def _counting(rng, split):
     ask = ["how many shapes are there?", "count the objects.", "how many objects do you see?"]
     ask_one = ["how many {}s are there?", "count the {}s.", "what is the number of {}s?"]
     while True:
-        image, things = _scene(rng, int(rng.integers(1, 7)), cells=4)
+        image, things = draw_scene(rng, int(rng.integers(1, 7)), cells=4)
         if rng.random() < 0.5:
             turn = (_pick(rng, ask), str(len(things)))
         else:
@@ -325,23 +351,24 @@ def _counting(rng, split):
 def _spatial(rng, split):
     ask = ["is the {} {} {} the {} {}?", "do you see the {} {} {} the {} {}?"]
     while True:
-        image, (a, b) = _scene(rng, 2)
+        image, (a, b) = draw_scene(rng, 2)
         across = a[3] != b[3] and (a[2] == b[2] or rng.random() < 0.5)
         relation = _pick(rng, ["left of", "right of"] if across else ["above", "below"])
         holds = {"left of": a[3] < b[3], "right of": a[3] > b[3], "above": a[2] < b[2], "below": a[2] > b[2]}[relation]
         yield Example(image, [(_pick(rng, ask).format(*a[:2], relation, *b[:2]), "yes" if holds else "no")])
 
 
-def _where(row, column):
+def where(row, column):
+    """Words for a place on a grid of two by two."""
     return f"{['top', 'bottom'][row]} {['left', 'right'][column]}"
 
 
 def _caption(rng, split):
     ask = ["describe the image.", "what do you see? answer in sentences.", "give a description of the picture."]
     while True:
-        image, things = _scene(rng, int(rng.integers(2, 4)))
+        image, things = draw_scene(rng, int(rng.integers(2, 4)))
         things.sort(key=lambda t: t[2:])
-        sentences = [f"there is a {c} {s} in the {_where(row, column)}." for c, s, row, column in things]
+        sentences = [f"there is a {c} {s} in the {where(row, column)}." for c, s, row, column in things]
         sentences.insert(0, f"the image shows {len(things)} shapes.")
         facts = [f"{len(things)} shapes", *(f"{c} {s}" for c, s, _, _ in things)]
         yield Example(image, [(_pick(rng, ask), " ".join(sentences))], facts)
@@ -349,13 +376,13 @@ def _caption(rng, split):
 
 def _conversation(rng, split):
     while True:
-        image, things = _scene(rng, 3)
+        image, things = draw_scene(rng, 3)
         colour, shape, row, column = things[0]
         shapes = [t[1] for t in things]
         turns = [
             (_pick(rng, ["what colour is the {}?", "which colour does the {} have?"]).format(shape), colour),
             (_pick(rng, ["how many shapes are there in all?", "how many things can you count?"]), str(len(things))),
-            (f"where is the {colour} {shape}?", _where(row, column)),
+            (f"where is the {colour} {shape}?", where(row, column)),
             (_pick(rng, ["is there a {} in the picture?", "do you see a {}?"]).format(other := _pick(rng, SHAPES)),
              "yes" if other in shapes else "no"),
         ]  # fmt: skip
@@ -366,14 +393,13 @@ def _conversation(rng, split):
 
 
 def _text_only(rng, split):
-    opposites = [("hot", "cold"), ("up", "down"), ("left", "right"), ("big", "small"), ("open", "shut"), ("new", "old")]
     while True:
         kind = rng.integers(4)
         if kind == 0:
             a, b = (int(v) for v in rng.integers(0, 10, 2))
             turn = (_pick(rng, ["what is {} plus {}?", "add {} and {}."]).format(a, b), str(a + b))
         elif kind == 1:
-            a, b = _pick(rng, opposites + [pair[::-1] for pair in opposites])
+            a, b = _pick(rng, OPPOSITES + [pair[::-1] for pair in OPPOSITES])
             turn = (_pick(rng, ["what is the opposite of {}?", "give the opposite of {}."]).format(a), b)
         elif kind == 2:
             word = _pick(rng, WORDS)
@@ -388,7 +414,7 @@ def _text_only(rng, split):
 
 
 SOURCES = {
-    "easy_vqa": Source(_easy_vqa, 80),
+    "easy_vqa": Source(easy_vqa_examples, 80),
     "digits_read": Source(_digits_read, 24),
     "digits_add": Source(_digits_add, 15),
     "digits_count": Source(_digits_count, 10),

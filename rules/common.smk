@@ -1,5 +1,5 @@
 # Paths and lookups that several stages use. Lists and values are those of the run at hand.
-from coincide.config import BUILT_MODELS, MINI_MIX
+from coincide.config import BUILT_MODELS, EVEN_MIX, MINI_MIX
 
 ANY_RUN = next(iter(runs.configs.values()))  # for the sections that runs have in common
 MODULES = ANY_RUN.modules
@@ -135,13 +135,15 @@ def tasks_of(run):
 
 
 def questions_of(tasks):
-    """The questions that the rule mini_mix writes, for tasks that ask them."""
+    """Folders of questions that the workflow writes itself, for the tasks that ask them."""
     folders = {
-        "validation" if task.startswith("mini_mix_validation") else "evaluation"
-        for task in tasks
-        if task.startswith("mini_mix")
+        "even_mix_validation": f"{EVEN_MIX}/validation",
+        "mini_mix_validation": f"{MINI_MIX}/validation",
+        "even_mix": f"{EVEN_MIX}/evaluation",
+        "mini_mix": f"{MINI_MIX}/evaluation",
     }
-    return [f"{MINI_MIX}/{folder}" for folder in sorted(folders)]
+    asked = [next(filter(task.startswith, folders), None) for task in tasks]
+    return sorted({folders[own] for own in asked if own})
 
 
 def built_model_settings(name):

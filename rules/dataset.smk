@@ -1,4 +1,4 @@
-# Dataset: the default mix, the manifest of usable samples, and the shards.
+# Dataset: the mixes that the workflow writes, the manifest of usable samples, and the shards.
 
 
 rule mini_mix:
@@ -20,6 +20,26 @@ rule mini_mix:
         size=ANY_RUN.mini_mix.model_dump(),
     script:
         "../workflow_scripts/mini_mix.py"
+
+
+rule even_mix:
+    output:
+        train=f"{EVEN_MIX}/train.json",
+        images=directory(f"{EVEN_MIX}/images"),
+        evaluation=directory(f"{EVEN_MIX}/evaluation"),
+        validation=directory(f"{EVEN_MIX}/validation"),
+    log:
+        "resources/logs/even_mix.log",
+    benchmark:
+        "resources/benchmarks/even_mix.tsv"
+    conda:
+        "../envs/dataset.yaml"
+    envmodules:
+        *MODULES.dataset,
+    params:
+        size=ANY_RUN.even_mix.model_dump(),
+    script:
+        "../workflow_scripts/even_mix.py"
 
 
 rule manifest:
