@@ -11,9 +11,10 @@ from matplotlib.ticker import PercentFormatter
 
 from coincide.files import replacing
 from coincide.rows import unit_rows
-from coincide.summary import AVERAGE
+from coincide.summary import AVERAGE, short_names
 
 COLOURS = {"coincide": "#1f5fbf", "random": "#c2571a", "full": "#444444"}
+SOURCES = 20  # told apart by colour; the smallest are drawn as one
 plt.rcParams.update(
     {
         "font.size": 10,
@@ -63,7 +64,7 @@ def performance(summary, path):
     for i, method in enumerate(scores):
         offset = (i - (len(scores.columns) - 1) / 2) * 0.8 / len(scores.columns)
         right.barh(places + offset, scores[method], 0.8 / len(scores.columns), color=COLOURS.get(method), label=method)
-    right.set_yticks(places, [task.removeprefix("mini_mix_") for task in scores.index])
+    right.set_yticks(places, short_names(list(scores.index)))
     right.invert_yaxis()
     right.grid(axis="y", visible=False)
     right.set(xlabel=f"score; {largest:.0%} of the data, or all of it")
@@ -72,12 +73,14 @@ def performance(summary, path):
 
 
 def curves(found, path):
-    """Relative performance over fractions with its interval, one line a method.
+    """Relative performance over fractions with its interval, one line a method; of one fraction one below the other.
 
     Args:
         found: table of `coincide.comparison.intervals`.
     """
     average = found[(found["task"] == AVERAGE) & (found["method"] != "full")]
+    if average["fraction"].nunique() == 1:
+        return _side_by_side(average, path)
     figure, axis = plt.subplots(figsize=(8, 4.5))
     axis.axhline(1, color=COLOURS["full"], linestyle="--", linewidth=1, label="full data")
     methods = _named_first(average["method"])
@@ -91,6 +94,20 @@ def curves(found, path):
             color=_colour(method, methods), label=method, linewidth=2 if method == "coincide" else 1.2,
         )  # fmt: skip
     _finish_methods(figure, axis, "share of the data kept", path)
+
+
+def _side_by_side(average, path):
+    """Relative performance at one fraction with its interval, the best method on top."""
+    average = average.sort_values("mean")
+    figure, axis = plt.subplots(figsize=(8, 0.32 * len(average) + 1.2))
+    for row in average.itertuples():
+        colour = COLOURS.get(row.method, "#777777")
+        axis.plot([row.low, row.high], [row.method] * 2, color=colour, linewidth=1.5)
+        axis.scatter(row.mean, row.method, color=colour, zorder=3)
+    axis.grid(axis="y", visible=False)
+    axis.set(xlabel=f"relative performance at {average['fraction'].iloc[0]:.3g} of the data, average of the tasks")
+    axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    _save(figure, path)
 
 
 def pareto(found, cost, path):
@@ -183,6 +200,9 @@ def sources(manifest, coresets, path):
             label = f"{method} {float(fraction):.0%}"
             shares[label] = source.loc[coreset["sample_id"]].value_counts(normalize=True)
     table = pd.DataFrame(shares).fillna(0).loc[source.value_counts().index]
+    if len(table) > SOURCES:
+        rest = table.iloc[SOURCES - 1 :]
+        table = pd.concat([table.iloc[: SOURCES - 1], rest.sum().to_frame(f"{len(rest)} others").T])
     figure, axis = plt.subplots(figsize=(10, 0.5 * len(shares) + 2.2))
     left = np.zeros(len(shares))
     palette = plt.get_cmap("tab20").colors

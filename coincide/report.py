@@ -13,7 +13,7 @@ from coincide.chat import IMAGE_MARK
 from coincide.datasets import to_llava
 from coincide.files import replacing
 from coincide.images import ImageError, image_names, open_image
-from coincide.summary import AVERAGE, headline
+from coincide.summary import AVERAGE, headline, short_names
 
 CLUSTERS_SHOWN = 8
 SAMPLES_A_CLUSTER = 8
@@ -49,11 +49,12 @@ def write_report(
         shared: dict of folder -> stages that another run made there for this one.
         settings: the config.
     """
+    tasks = [task for task in summary["task"].unique() if task != AVERAGE]
     environment = Environment(loader=PackageLoader("coincide"), autoescape=select_autoescape(default=True))
     page = environment.get_template("report.html").render(
         run=settings["run"],
         headline=_headline(summary),
-        tasks=[t for t in summary["task"].unique() if t != AVERAGE],
+        tasks=dict(zip(tasks, short_names(tasks))),
         samples=len(manifest),
         rejected=rejected["reason"].value_counts().to_dict(),
         rejected_rows=rejected.head(20).to_dict("records"),

@@ -1,5 +1,6 @@
 """Scores of all models, relative performance, and the text that ends a run."""
 
+from itertools import takewhile
 from pathlib import Path
 
 import pandas as pd
@@ -80,3 +81,10 @@ def as_text(summary, rejected, *, samples, report):
     lines += [f"- {count:,} × {reason}" for reason, count in rejected["reason"].value_counts().items()]
     lines += ["", f"Report: {report}", ""]
     return "\n".join(lines)
+
+
+def short_names(tasks):
+    """Names of tasks for a table or a picture: without what all begin with, and without underscores."""
+    words = [task.split("_") for task in tasks]
+    common = sum(1 for _ in takewhile(lambda same: len(set(same)) == 1, zip(*words))) if len(tasks) > 1 else 0
+    return [" ".join(own[common:] or own) for own in words]

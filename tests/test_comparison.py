@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from coincide import figures
 from coincide.comparison import as_text, collect, costs, interval, intervals, paired, ranks, sign_flips
 from coincide.summary import AVERAGE
 
@@ -118,3 +119,22 @@ def test_variants_are_methods_of_their_own():
     assert set(ranks(table)["method"]) == {"coincide", "coincide (flat)", "random"}
     cost = costs(table, {run: [] for run in table["run"].unique()})
     assert set(cost["method"]) == {"coincide", "coincide (flat)", "random", "full"}
+
+
+def words_in(path):
+    """Labels of a figure, which are drawn as paths and named in comments."""
+    return {line.strip()[4:-3].strip() for line in path.read_text().splitlines() if line.strip().startswith("<!--")}
+
+
+def test_the_pictures_name_every_method(table, tmp_path):
+    found, cost = intervals(table), costs(table, {run: [] for run in table["run"].unique()}).assign(of_full=0.5)
+    figures.curves(found, tmp_path / "curves.svg")
+    figures.curves(found[found["fraction"] != 0.1], tmp_path / "one.svg")
+    figures.pareto(found, cost, tmp_path / "pareto.svg")
+    for name in ("curves", "one", "pareto"):
+        assert {"coincide", "random"} <= words_in(tmp_path / f"{name}.svg"), name
+    assert "10%" in words_in(tmp_path / "pareto.svg")
+    pairs = pd.DataFrame({"cosine": [0.1, 0.5, 0.9], "gain": [0.0, 0.1, 0.3]})
+    correlated = {"r": 0.98, "low": 0.9, "high": 1.0, "rho": 1.0, "pairs": 3}
+    figures.transfer(pairs, correlated, tmp_path / "transfer.svg")
+    assert "r = 0.98 (0.90 to 1.00), 3 pairs" in words_in(tmp_path / "transfer.svg")

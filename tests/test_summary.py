@@ -12,7 +12,7 @@ from coincide import figures
 from coincide.datasets import open_dataset
 from coincide.manifest import build_manifest, rejected_table
 from coincide.report import stage_times, write_report
-from coincide.summary import as_text, headline, read_results, relative_performance
+from coincide.summary import as_text, headline, read_results, relative_performance, short_names
 
 
 def results(folder, method, fraction, scores, higher=True):
@@ -144,3 +144,16 @@ def test_stage_times_add_up_over_jobs(tmp_path):
         101,
     )
     assert second["share"] == pytest.approx(0.2)
+
+
+def test_names_of_tasks_lose_what_all_begin_with():
+    assert short_names(["mini_mix_digits_add", "mini_mix_digits_read"]) == ["add", "read"]
+    assert short_names(["even_mix_chart", "even_mix_text_only"]) == ["chart", "text only"]
+    assert short_names(["gqa", "vqav2_val"]) == ["gqa", "vqav2 val"]
+    assert short_names(["mini_mix_pair"]) == ["mini mix pair"]
+
+
+def test_many_sources_are_drawn_as_the_largest_and_the_rest(tmp_path):
+    manifest = pd.DataFrame({"sample_id": [str(i) for i in range(60)], "source": [f"s{i % 30}" for i in range(60)]})
+    figures.sources(manifest, [("coincide", "0.5", manifest[:30])], tmp_path / "sources.svg")
+    assert "<!-- 11 others -->" in (tmp_path / "sources.svg").read_text()
