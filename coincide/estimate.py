@@ -69,7 +69,19 @@ def _read(extractor, encoded):
 
 
 def estimate(
-    manifest, measured, rows, *, dimension, shards, fractions, seeds, epochs, training, target_parameters, questions
+    manifest,
+    measured,
+    rows,
+    *,
+    dimension,
+    shards,
+    fractions,
+    seeds,
+    epochs,
+    training,
+    target_parameters,
+    questions,
+    difficulty=False,
 ):
     """Device-hours and disk of a run's stages.
 
@@ -83,6 +95,7 @@ def estimate(
         training: dict of processes, nodes, lora, gradient_checkpointing.
         target_parameters: of the target model; NaN if it is not at hand.
         questions: of the evaluation, all tasks together; NaN if that is not known.
+        difficulty: whether a method trains the target model on everything to choose (self_filter).
 
     Returns:
         list of dicts of stage, jobs, device_hours (NaN where not known), gigabytes.
@@ -95,14 +108,15 @@ def estimate(
     each = measured["tokens"] / measured["samples"]
     # forward 2 a parameter and token, gradients of activations 2, of weights 2; checkpointing does the forward again
     passes = 2 + 2 + 2 * (training["lora"] is None) + 2 * training["gradient_checkpointing"]
-    trained = sum(fractions) * seeds * epochs * len(manifest) * each
-    finetuning = passes * target_parameters * trained / rate
+    once = passes * target_parameters * epochs * len(manifest) * each / rate  # on everything
+    finetuning = once * sum(fractions) * seeds
     models = len(fractions) * seeds
     answering = 2 * target_parameters * models * questions * (each + ANSWER_TOKENS) / rate
     whole = training["lora"] is None
     return [
         {"stage": "extraction", "jobs": shards, "device_hours": extraction / 3600,
          "gigabytes": len(manifest) * dimension * BYTES_A_NUMBER / 1e9},
+        *[{"stage": "difficulty", "jobs": 1, "device_hours": once / 3600, "gigabytes": 0.0}] * difficulty,
         {"stage": "finetuning", "jobs": models, "device_hours": finetuning / 3600,
          "gigabytes": models * target_parameters * (4 if whole else 0.05) / 1e9},
         {"stage": "evaluation", "jobs": models, "device_hours": answering / 3600, "gigabytes": 0.0},

@@ -45,6 +45,8 @@ def test_by_hand():
     assert found["finetuning"]["jobs"] == 6
     assert found["evaluation"]["device_hours"] * 3600 == pytest.approx(2 * 5000 * 6 * 50 * 132 / 300_000)
     assert costs(800)["extraction"]["device_hours"] == pytest.approx(100 * found["extraction"]["device_hours"])
+    scoring = costs(8, difficulty=True)["difficulty"]["device_hours"]
+    assert scoring * 3600 == pytest.approx(6 * 5000 * (2 * 8 * 100) / 300_000)  # one training on everything
     adapters = costs(8, training={"lora": {}, "gradient_checkpointing": True})["finetuning"]["device_hours"]
     assert adapters == pytest.approx(found["finetuning"]["device_hours"])  # 4 + 2 passes
 

@@ -141,3 +141,34 @@ def test_runs_share_what_they_can_and_one_that_fails_stops_no_other(finished, tm
     jobs = {run: json.loads((results / run / "plan.json").read_text())["jobs"] for run in ("plain", "sharp")}
     assert not [j for j in jobs["plain"] if "results/sharp" in j["log"]]
     assert [j for j in jobs["sharp"] if "results/plain/logs/clusters" in j["log"]]
+
+
+def test_replicates_are_done_once_a_seed():
+    alone = check_runs(values(replicates=[3, 7]), files=False)
+    assert list(alone) == ["small-3", "small-7"]
+    seeds = [(c.clustering.seed, c.selection.seed, c.target_model.seeds) for c in alone.values()]
+    assert seeds == [(3, 3, [3]), (7, 7, [7])]
+    assert [(c.variant, c.replicate) for c in alone.values()] == [("", 0), ("", 1)]
+
+    listed = [{"run": "a"}, {"run": "flat", "selection": {"temperature": 0.5}}]
+    found = check_runs(values(replicates=[3, 7], runs=listed), files=False)
+    assert list(found) == ["a-3", "a-7", "flat-3", "flat-7"]
+    assert [(c.variant, c.replicate) for c in found.values()] == [("", 0), ("", 1), ("flat", 0), ("flat", 1)]
+    runs = Runs(found)
+    assert runs.folder("flat-7", "clusters") == "results/a-7"
+    assert runs.folder("flat-7", "merge") == "results/a-3"
+    assert runs.folder("flat-7", "finetune_model", method="full") == "results/a-3"  # seeds are in its paths
+    with pytest.raises(ConfigError, match="replicates: a value stands there twice"):
+        check_runs(values(replicates=[1, 1]), files=False)
+    with pytest.raises(ConfigError, match="a-3 stands there twice"):
+        check_runs(values(replicates=[3], runs=[{"run": "a"}, {"run": "a"}]), files=False)
+
+
+def test_runs_share_what_a_method_needs_more():
+    methods = {"methods": ["coincide", "self_filter"]}
+    a, b = {"run": "a", "selection": methods}, {"run": "b", "selection": {**methods, "temperature": 0.5}}
+    assert {"difficulty", "clip_scores", "method_picks (self_filter)"} <= set(runs_of(a, b).shared("b")["results/a"])
+    b["target_model"] = {"training": {"learning_rate": 2e-3}}
+    shared = runs_of(a, b).shared("b")["results/a"]
+    assert "clip_scores" in shared
+    assert not {"difficulty", "method_picks (self_filter)"} & set(shared)

@@ -10,6 +10,7 @@ from coincide.activations import loader_workers, open_extractor
 from coincide.datasets import open_dataset, to_llava
 from coincide.estimate import as_text, count_parameters, count_questions, estimate, measure, sample_rows
 from coincide.files import replacing
+from coincide.methods import needs
 
 settings = snakemake.config[snakemake.wildcards.run]
 reference, target, training = (
@@ -63,6 +64,7 @@ stages = estimate(
         target["name"], revision=target["revision"], trust_remote_code=target["trust_remote_code"]
     ),
     questions=count_questions(snakemake.params.tasks, settings["evaluation"]["include_path"]),
+    difficulty=any("difficulty" in needs(method) for method, _ in snakemake.params.selections),
 )
 with replacing(snakemake.output[0]) as part:
     part.write_text(as_text(stages, measured, extractor.model.device, len(manifest)))
