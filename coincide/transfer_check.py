@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from scipy import stats
 
+from coincide.comparison import interval
 from coincide.finetune import Collator, TrainingSettings, finetune
 from coincide.models import load_model, placed
 from coincide.progress import Progress
@@ -131,7 +132,8 @@ def correlation(pairs, *, seed=0):
         seed: of the bootstrap over clusters, which keeps the pairs of a cluster together.
 
     Returns:
-        dict of r (Pearson), low, high (95%), rho (Spearman), pairs.
+        dict of r (Pearson), low, high (95%), rho (Spearman), pairs; own, own_low, own_high: mean gain on the
+        cluster trained on and its interval, without which a correlation says nothing.
     """
     others = between(pairs)
     r, rho = (float(f(others["cosine"], others["gain"]).statistic) for f in (stats.pearsonr, stats.spearmanr))
@@ -142,7 +144,11 @@ def correlation(pairs, *, seed=0):
         if drawn["cosine"].std() > 0 and drawn["gain"].std() > 0:
             found.append(np.corrcoef(drawn["cosine"], drawn["gain"])[0, 1])
     low, high = np.percentile(found, [2.5, 97.5])
-    return {"r": r, "low": float(low), "high": float(high), "rho": rho, "pairs": len(others)}
+    own, own_low, own_high = map(float, interval(pairs.loc[pairs["trained"] == pairs["asked"], "gain"], seed=seed))
+    return {
+        "r": r, "low": float(low), "high": float(high), "rho": rho, "pairs": len(others),
+        "own": own, "own_low": own_low, "own_high": own_high,
+    }  # fmt: skip
 
 
 def check(records, images, clusters, centroids, *, model_name, options, settings):
@@ -152,7 +158,7 @@ def check(records, images, clusters, centroids, *, model_name, options, settings
         records: iterable of (row, LLaVA record) of the samples offered for selection.
         images: folder that image names are relative to.
         clusters: the clusters table.
-        centroids: (K, d).
+        centroids: (K, d), the columns that transferability compares.
         model_name: folder or hub name of the reference model.
         options: further arguments of `load_model`.
         settings: dict.
@@ -184,9 +190,16 @@ def check(records, images, clusters, centroids, *, model_name, options, settings
 
 
 def as_text(found):
-    """The correlation as a sentence of Markdown."""
-    return (
+    """The correlation in words, as Markdown."""
+    text = (
         f"Finetuning the reference model on one cluster and asking another: over {found['pairs']} pairs the gain "
         f"correlates with the cosine of the centroids with r = {found['r']:.2f} (95% {found['low']:.2f} to "
-        f"{found['high']:.2f}; Spearman {found['rho']:.2f}).\n"
+        f"{found['high']:.2f}; Spearman {found['rho']:.2f}). Held-out samples of the cluster trained on gain "
+        f"{found['own']:.1%} of their loss ({found['own_low']:.1%} to {found['own_high']:.1%})."
     )
+    if not found["own_low"] > 0:
+        text += (
+            " That may be nothing: the training is too weak to measure transfer by; raise the samples, epochs or "
+            "learning_rate of transfer_check."
+        )
+    return text + "\n"

@@ -114,6 +114,7 @@ rule report:
 # The premise of the method, measured: snakemake … transfer_check
 rule transfer_check_of_run:
     input:
+        activations=made_by("merge", "activations.parquet"),
         clusters=made_by("clusters", "clusters.parquet"),
         centroids=made_by("clusters", "centroids.parquet"),
         shards=made_by("shards", "shards"),
@@ -136,6 +137,7 @@ rule transfer_check_of_run:
         name=setting("reference_model.name"),
         revision=setting("reference_model.revision"),
         trust_remote_code=setting("reference_model.trust_remote_code"),
+        blocks=setting("selection.blocks"),
         transfer_check=setting("transfer_check"),
     script:
         "../workflow_scripts/transfer_check.py"

@@ -41,15 +41,20 @@ def test_the_correlation_finds_what_was_put_in():
         for j in range(12):
             cosine = place[i] @ place[j]
             gain = 0.1 * cosine + ease[j] + 0.02 * rng.normal()
+            gain = 0.2 + 0.01 * j if i == j else gain
             rows.append({"trained": i, "asked": j, "cosine": cosine, "gain": gain})
     found = correlation(pd.DataFrame(rows))
     assert found["pairs"] == 132
     assert 0.8 < found["low"] < found["r"] < found["high"] < 1
+    assert found["own"] == pytest.approx(0.2 + 0.01 * 5.5)
+    assert 0.2 < found["own_low"] < found["own"] < found["own_high"] < 0.31
     shuffled = pd.DataFrame(rows)
     shuffled["gain"] = rng.permutation(shuffled["gain"])
     none = correlation(shuffled)
     assert none["low"] < 0 < none["high"]
     assert "r = " in as_text(found)
+    assert "too weak" not in as_text(found)
+    assert "too weak to measure transfer" in as_text({**found, "own_low": -0.01})
 
 
 def test_training_on_a_cluster_gains_most_on_itself(tiny_model, tmp_path):
