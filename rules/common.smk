@@ -182,6 +182,11 @@ def share_of_cores(wildcards):
     return max(1, (workflow.cores or 2) // 2)
 
 
+def cores_to_cluster(wildcards):
+    """All cores; of several runs half: a job that waits for all would wait until the others' jobs are done."""
+    return 64 if len(runs.configs) == 1 else share_of_cores(wildcards)
+
+
 def builds_resources():
     """Whether this start writes files that runs of other configs may share."""
     return any(

@@ -15,7 +15,7 @@ rule clusters:
         "../envs/select.yaml"
     envmodules:
         *MODULES.select,
-    threads: 64
+    threads: cores_to_cluster
     params:
         **settings("clusters"),
     script:
