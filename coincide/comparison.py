@@ -12,19 +12,22 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from coincide.summary import AVERAGE
+from coincide.summary import AVERAGE, averages, short_names, unlearned
 
 REPLICATE = ["replicate", "target", "seed"]
 OURS, WHOLE = "coincide", "full"
 RESAMPLES = 9999
 
 
-def collect(summaries, variants=None):
+def collect(summaries, variants=None, *, learned_above=0.0):
     """One table of several summaries.
+
+    Averages are taken anew, so that all replicates count the same tasks.
 
     Args:
         summaries: run -> table of `coincide.summary.relative_performance`.
         variants: run -> (variant, replicate); without it each run is a replicate of the same.
+        learned_above: tasks on which the full-data models score no higher on average are not averaged over.
 
     Returns:
         the tables with columns run, replicate and base: the method, whose name has its variant behind it
@@ -36,7 +39,10 @@ def collect(summaries, variants=None):
         named = table["method"] + f" ({variant})" if variant else table["method"]
         named = named.where(table["method"] != WHOLE, WHOLE)
         tables.append(table.assign(run=run, replicate=replicate, base=table["method"], method=named))
-    return pd.concat(tables, ignore_index=True)
+    table = pd.concat(tables, ignore_index=True)
+    table = table[table["task"] != AVERAGE]
+    keys = ["run", *REPLICATE, "base", "method", "fraction"]
+    return pd.concat([table, averages(table, keys, unlearned(table, learned_above))], ignore_index=True)
 
 
 def interval(values, *, seed=0):
@@ -181,8 +187,16 @@ def _seconds(folders, pattern):
     return 0.0
 
 
-def as_text(found, tests, ranked, cost):
-    """The comparison as Markdown."""
+def as_text(found, tests, ranked, cost, left_out):
+    """The comparison as Markdown.
+
+    Args:
+        found: of `intervals`.
+        tests: of `paired`.
+        ranked: of `ranks`.
+        cost: of `costs`.
+        left_out: of `coincide.summary.unlearned`.
+    """
     average = found[found["task"] == AVERAGE]
     replicates = int(average["replicates"].max())
     lines = [
@@ -199,18 +213,52 @@ def as_text(found, tests, ranked, cost):
             cells.append(" ".join(_with_interval(*cell[["mean", "low", "high"]].iloc[0])) if len(cell) else "–")
         area = " ".join(_with_interval(row.area, row.low, row.high))
         lines.append(f"| {row.method} | {' | '.join(cells)} | {area} | {row.rank:.1f} |")
+    if len(left_out):
+        scores = ", ".join(f"{task} ({score:.2f})" for (_, task), score in left_out.items())
+        lines += ["", f"Not averaged over, for the full-data model did not learn them (its score): {scores}."]
     lines += ["", "coincide less each other method, in points of relative performance, pair by pair:", ""]
     lines += ["| method | fraction | difference | p | least p possible | pairs |", "| --- " * 6 + "|"]
     for row in tests.itertuples():
         fraction = "all" if np.isnan(row.fraction) else f"{row.fraction:g}"
         difference = " ".join(_with_interval(row.difference, row.low, row.high, signed=True))
         lines.append(f"| {row.method} | {fraction} | {difference} | {row.p:.3f} | {row.least_p:.3f} | {row.pairs} |")
+    lines += _tasks_as_text(found)
     lines += ["", "Seconds of jobs, and all of them against training on everything:", ""]
     lines += ["| method | fraction | scoring | selecting | finetuning | of full |", "| --- " * 6 + "|"]
     for row in cost.itertuples():
         seconds = " | ".join(f"{value:.0f}" for value in (row.scoring, row.selecting, row.finetuning))
         lines.append(f"| {row.method} | {row.fraction:g} | {seconds} | {row.of_full:.0%} |")
     return "\n".join([*lines, ""])
+
+
+def by_task(found):
+    """Mean relative performance on every task.
+
+    Args:
+        found: of `intervals`.
+
+    Returns:
+        table of methods with their fraction, the best average first, and short names of tasks, "average" the
+        first; whichever are more are the rows. NaN where there is none.
+    """
+    wide = found[found["method"] != WHOLE].pivot_table(
+        index=["method", "fraction"], columns="task", values="mean", dropna=False
+    )
+    wide = wide.dropna(how="all").sort_values(AVERAGE, ascending=False)
+    tasks = [task for task in wide.columns if task != AVERAGE]
+    wide = wide[[AVERAGE, *tasks]].set_axis([AVERAGE, *short_names(tasks)], axis=1)
+    wide.index = [f"{method} {fraction:.3g}" for method, fraction in wide.index]
+    return wide if len(wide) > len(tasks) else wide.T
+
+
+def _tasks_as_text(found):
+    table = by_task(found)
+    yield from ("", "Relative performance on each task, mean of the replicates:", "")
+    yield "| | " + " | ".join(table.columns) + " |"
+    yield "| --- " * (1 + len(table.columns)) + "|"
+    for name, row in table.iterrows():
+        cells = " | ".join("–" if np.isnan(value) else f"{100 * value:.0f}" for value in row)
+        yield f"| {name} | {cells} |"
 
 
 def _with_interval(mean, low, high, *, signed=False):

@@ -266,6 +266,11 @@ class Evaluation(Section):
     device: Device = "auto"
     dtype: Dtype = "float32"
     limit: Count | None = Field(None, description="first questions of each task alone, for a look")
+    learned_above: Annotated[float, Field(ge=0)] = Field(
+        0.0,
+        description="tasks on which the full-data model scores no higher stay out of the average relative "
+        "performance: a ratio to a score at chance is noise; 0: all count, as in the paper",
+    )
 
 
 class TransferCheck(Section):

@@ -132,6 +132,26 @@ def pareto(found, cost, path):
     _finish_methods(figure, axis, "scoring, selecting and finetuning, against finetuning on everything", path)
 
 
+def tasks(table, path):
+    """Relative performance of every method on every task, as a heat map with its numbers.
+
+    Args:
+        table: of `coincide.comparison.by_task`.
+    """
+    figure, axis = plt.subplots(figsize=(3 + 0.6 * table.shape[1], 1.6 + 0.3 * len(table)))
+    shown = axis.imshow(table.to_numpy(), cmap="RdYlBu", vmin=0, vmax=2, aspect="auto")
+    for (i, j), value in np.ndenumerate(table.to_numpy()):
+        if np.isfinite(value):
+            colour = "white" if abs(value - 1) > 0.75 else "black"
+            axis.text(j, i, f"{100 * value:.0f}", ha="center", va="center", fontsize=8, color=colour)
+    axis.set_xticks(range(table.shape[1]), table.columns, rotation=40, ha="right")
+    axis.set_yticks(range(len(table)), table.index)
+    axis.grid(visible=False)
+    bar = figure.colorbar(shown, label="relative performance, %")
+    bar.ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=""))
+    _save(figure, path)
+
+
 def _finish_methods(figure, axis, xlabel, path):
     axis.set(xlabel=xlabel, ylabel="relative performance, average of the tasks")
     axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))

@@ -28,7 +28,30 @@ def read_results(paths):
     return pd.DataFrame(rows).drop_duplicates([*KEYS, "task"])
 
 
-def relative_performance(scores):
+def unlearned(scores, above):
+    """Tasks that the full-data model did not learn.
+
+    Args:
+        scores: table with target, method, task, score, higher_is_better.
+        above: score that it must exceed, where higher is better.
+
+    Returns:
+        (target, task) -> mean score of the full-data models.
+    """
+    full = scores[(scores["method"] == "full") & scores["higher_is_better"] & (scores["task"] != AVERAGE)]
+    score = full.groupby(["target", "task"])["score"].mean()
+    return score[score <= above]
+
+
+def averages(table, keys, left_out):
+    """The rows of task "average": mean score over all tasks, mean relative performance over those not left out."""
+    counts = ~pd.MultiIndex.from_frame(table[["target", "task"]]).isin(left_out.index)
+    counted = table.assign(relative_performance=table["relative_performance"].where(counts))
+    average = counted.groupby(keys, as_index=False)[["score", "relative_performance"]].mean()
+    return average.assign(task=AVERAGE, metric="mean", higher_is_better=True)
+
+
+def relative_performance(scores, *, learned_above=0.0):
     """Add relative performance and the average over tasks.
 
     A score's relative performance is score ÷ score of the full-data model of the same target and
@@ -38,10 +61,11 @@ def relative_performance(scores):
 
     Args:
         scores: table of `read_results`.
+        learned_above: tasks on which the full-data model scores no higher are not averaged over.
 
     Returns:
-        table of target, method, fraction, seed, task, metric, score, relative_performance; the
-        rows of task "average" hold the mean of both over tasks.
+        table of target, method, fraction, seed, task, metric, score, higher_is_better,
+        relative_performance; the rows of task "average" hold the mean of both over tasks.
 
     Source: Lee, Li, Hwang (EMNLP 2024), section 4.1 (relative performance).
     """
@@ -52,9 +76,8 @@ def relative_performance(scores):
         (table["full"] != 0) & (table["score"] != 0) | table["higher_is_better"]
     )
     table.loc[table["full"] == 0, "relative_performance"] = float("nan")
-    columns = [*KEYS, "task", "metric", "score", "relative_performance"]
-    average = table.groupby(KEYS, as_index=False)[["score", "relative_performance"]].mean()
-    average = average.assign(task=AVERAGE, metric="mean")
+    columns = [*KEYS, "task", "metric", "score", "higher_is_better", "relative_performance"]
+    average = averages(table, KEYS, unlearned(scores, learned_above))
     return pd.concat([table[columns], average[columns]], ignore_index=True).sort_values(
         [*KEYS, "task"], ignore_index=True
     )

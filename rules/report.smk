@@ -25,6 +25,7 @@ rule summary:
         *MODULES.report,
     params:
         report="results/{run}/report.html",
+        learned_above=setting("evaluation.learned_above"),
     script:
         "../workflow_scripts/summary.py"
 
@@ -160,6 +161,7 @@ rule comparison:
         costs=f"{COMPARISON}/costs.csv",
         curves=f"{COMPARISON}/curves.svg",
         pareto=f"{COMPARISON}/pareto.svg",
+        tasks=f"{COMPARISON}/tasks.svg",
     log:
         f"{COMPARISON}/comparison.log",
     benchmark:
@@ -174,5 +176,6 @@ rule comparison:
             run: (runs.setting(run, "variant"), runs.setting(run, "replicate"))
             for run in runs
         },
+        learned_above=ANY_RUN.evaluation.learned_above,
     script:
         "../workflow_scripts/comparison.py"

@@ -6,8 +6,8 @@ import pytest
 from scipy import stats
 
 from coincide import figures
-from coincide.comparison import as_text, collect, costs, interval, intervals, paired, ranks, sign_flips
-from coincide.summary import AVERAGE
+from coincide.comparison import as_text, by_task, collect, costs, interval, intervals, paired, ranks, sign_flips
+from coincide.summary import AVERAGE, unlearned
 
 
 def summaries(values):
@@ -17,7 +17,7 @@ def summaries(values):
         for task, shift in ((AVERAGE, 0), ("one", 0.1), ("two", -0.1)):
             runs.setdefault(run, []).append(
                 {"target": "t", "method": method, "fraction": fraction, "seed": 0, "task": task, "metric": "m",
-                 "score": value / 2, "relative_performance": value + shift}
+                 "score": value / 2, "higher_is_better": True, "relative_performance": value + shift}
             )  # fmt: skip
     return {run: pd.DataFrame(rows) for run, rows in runs.items()}
 
@@ -96,9 +96,11 @@ def test_costs_are_of_what_a_method_reads(table, tmp_path):
     assert found.loc[("random", 0.1), ["scoring", "selecting", "finetuning", "all"]].tolist() == [0, 1, 9, 10]
     assert found.loc[("coincide", 0.1), ["scoring", "selecting", "all"]].tolist() == [35, 2, 46]
     assert found.loc[("coincide", 0.1), "of_full"] == pytest.approx(0.46)
-    text = as_text(intervals(table), paired(table), ranks(table), found.reset_index())
+    text = as_text(intervals(table), paired(table), ranks(table), found.reset_index(), unlearned(table, 0.0))
     assert "| random | all | +10.0 (" in text
     assert "| coincide | 0.1 | 35 | 2 | 9 | 46% |" in text
+    assert "| coincide 0.2 | 90 | 100 | 80 |" in text  # average and the two tasks
+    assert "Not averaged over" not in text
 
 
 def test_variants_are_methods_of_their_own():
@@ -121,6 +123,24 @@ def test_variants_are_methods_of_their_own():
     assert set(cost["method"]) == {"coincide", "coincide (flat)", "random", "full"}
 
 
+def test_tasks_the_full_model_did_not_learn_count_in_no_replicate():
+    values = {(f"r{i}", "coincide", 0.2): 0.5 for i in range(3)}
+    values |= {(f"r{i}", "full", 1.0): 1.0 for i in range(3)}
+    by_run = summaries(values)
+    for i, table in enumerate(by_run.values()):  # "two" is learned by the first replicate alone: 0.1 on average
+        table.loc[(table["method"] == "full") & (table["task"] == "two"), "score"] = 0.3 if i == 0 else 0.0
+    table = collect(by_run, learned_above=0.2)
+    average = table[(table["task"] == AVERAGE) & (table["method"] == "coincide")]
+    assert average["relative_performance"].tolist() == pytest.approx([0.6, 0.6, 0.6])  # of "one" alone
+    left_out = unlearned(table, 0.2)
+    assert left_out.to_dict() == {("t", "two"): pytest.approx(0.1)}
+    found = intervals(table)
+    cost = costs(table, {run: [] for run in by_run})
+    text = as_text(found, paired(table), ranks(table), cost, left_out)
+    assert "did not learn them (its score): two (0.10)." in text
+    assert by_task(found)["coincide 0.2"].to_dict() == pytest.approx({"average": 0.6, "one": 0.6, "two": 0.4})
+
+
 def words_in(path):
     """Labels of a figure, which are drawn as paths and named in comments."""
     return {line.strip()[4:-3].strip() for line in path.read_text().splitlines() if line.strip().startswith("<!--")}
@@ -134,6 +154,8 @@ def test_the_pictures_name_every_method(table, tmp_path):
     for name in ("curves", "one", "pareto"):
         assert {"coincide", "random"} <= words_in(tmp_path / f"{name}.svg"), name
     assert "10%" in words_in(tmp_path / "pareto.svg")
+    figures.tasks(by_task(found), tmp_path / "tasks.svg")
+    assert {"coincide 0.1", "one", "two", "average", "90"} <= words_in(tmp_path / "tasks.svg")
     pairs = pd.DataFrame({"cosine": [0.1, 0.5, 0.9], "gain": [0.0, 0.1, 0.3]})
     correlated = {"r": 0.98, "low": 0.9, "high": 1.0, "rho": 1.0, "pairs": 3}
     figures.transfer(pairs, correlated, tmp_path / "transfer.svg")

@@ -50,6 +50,18 @@ def test_relative_performance_worked_by_hand(summary):
     assert row.loc[("full", "average"), "relative_performance"] == pytest.approx(1)
 
 
+def test_tasks_the_full_model_did_not_learn_can_stay_out_of_the_average(tmp_path):
+    paths = [
+        results(tmp_path, "full", "1", {"a": 0.8, "b": 0.05}),
+        results(tmp_path, "coincide", "0.2", {"a": 0.6, "b": 0.15}),
+    ]
+    for above, expected in ((0.0, (0.75 + 3) / 2), (0.05, 0.75)):
+        table = relative_performance(read_results(paths), learned_above=above).set_index(["method", "task"])
+        assert table.loc[("coincide", "average"), "relative_performance"] == pytest.approx(expected)
+        assert table.loc[("coincide", "b"), "relative_performance"] == pytest.approx(3)
+        assert table.loc[("coincide", "average"), "score"] == pytest.approx(0.375)
+
+
 def test_where_lower_is_better_the_ratio_turns_round(tmp_path):
     paths = [
         results(tmp_path, "full", "1", {"a": 2.0}, higher=False),

@@ -9,17 +9,19 @@ start(snakemake.log[0], snakemake.threads)
 import pandas as pd
 
 from coincide import figures
-from coincide.comparison import as_text, collect, costs, intervals, paired, ranks
+from coincide.comparison import as_text, by_task, collect, costs, intervals, paired, ranks
 from coincide.files import replacing
+from coincide.summary import unlearned
 
 summaries = {Path(path).parent.name: pd.read_parquet(path) for path in snakemake.input.summaries}
-table = collect(summaries, snakemake.params.variants)
+table = collect(summaries, snakemake.params.variants, learned_above=snakemake.params.learned_above)
 found, tests, ranked = intervals(table), paired(table), ranks(table)
 cost = costs(table, snakemake.params.benchmarks)
 for name, part in {"intervals": found, "paired": tests, "ranks": ranked, "costs": cost}.items():
     with replacing(snakemake.output[name]) as path:
         part.to_csv(path, index=False)
+figures.tasks(by_task(found), snakemake.output.tasks)
 figures.curves(found, snakemake.output.curves)
 figures.pareto(found, cost, snakemake.output.pareto)
 with replacing(snakemake.output.text) as path:
-    path.write_text(as_text(found, tests, ranked, cost))
+    path.write_text(as_text(found, tests, ranked, cost, unlearned(table, snakemake.params.learned_above)))

@@ -10,7 +10,7 @@ from coincide.files import replacing
 from coincide.summary import as_text, read_results, relative_performance
 from coincide.tables import write_table
 
-summary = relative_performance(read_results(snakemake.input.results))
+summary = relative_performance(read_results(snakemake.input.results), learned_above=snakemake.params.learned_above)
 write_table(summary, snakemake.output.parquet)
 with replacing(snakemake.output.csv) as part:
     summary.to_csv(part, index=False)
