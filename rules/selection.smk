@@ -1,4 +1,5 @@
 # Clusters, their transferability and density, budgets, picks, and the coresets.
+# All that leads to a coreset goes before training: who waits for the coreset has it first.
 
 
 rule clusters:
@@ -11,6 +12,7 @@ rule clusters:
         "results/{run}/logs/clusters.log",
     benchmark:
         "results/{run}/benchmarks/clusters.tsv"
+    priority: 1
     conda:
         "../envs/select.yaml"
     envmodules:
@@ -32,6 +34,7 @@ rule transferability:
         "results/{run}/logs/transferability.log",
     benchmark:
         "results/{run}/benchmarks/transferability.tsv"
+    priority: 1
     conda:
         "../envs/select.yaml"
     envmodules:
@@ -53,6 +56,7 @@ rule density:
         "results/{run}/logs/density/{cluster_group}.log",
     benchmark:
         "results/{run}/benchmarks/density/{cluster_group}.tsv"
+    priority: 1
     conda:
         "../envs/select.yaml"
     envmodules:
@@ -79,6 +83,7 @@ rule budget:
         "results/{run}/logs/budget/{fraction}.log",
     benchmark:
         "results/{run}/benchmarks/budget/{fraction}.tsv"
+    priority: 1
     conda:
         "../envs/select.yaml"
     envmodules:
@@ -100,6 +105,7 @@ rule picks:
         "results/{run}/logs/picks/{fraction}-{cluster_group}.log",
     benchmark:
         "results/{run}/benchmarks/picks/{fraction}-{cluster_group}.tsv"
+    priority: 1
     conda:
         "../envs/select.yaml"
     envmodules:
@@ -126,6 +132,7 @@ rule ranked_picks:
         "results/{run}/logs/ranked_picks/{fraction}.log",
     benchmark:
         "results/{run}/benchmarks/ranked_picks/{fraction}.tsv"
+    priority: 1
     conda:
         "../envs/select.yaml"
     envmodules:
@@ -145,6 +152,7 @@ rule clip_scores:
         "results/{run}/logs/clip_scores/{shard}.log",
     benchmark:
         "results/{run}/benchmarks/clip_scores/{shard}.tsv"
+    priority: 1
     conda:
         "../envs/extract.yaml"
     envmodules:
@@ -171,6 +179,7 @@ rule difficulty:
         "results/{run}/logs/difficulty.log",
     benchmark:
         "results/{run}/benchmarks/difficulty.tsv"
+    priority: 1
     conda:
         "../envs/finetune.yaml"
     envmodules:
@@ -201,6 +210,7 @@ rule method_picks:
         "results/{run}/benchmarks/method_picks/{method}-{fraction}.tsv"
     wildcard_constraints:
         method="|".join(methods.names()),
+    priority: 1
     conda:
         "../envs/select.yaml"
     envmodules:
@@ -241,6 +251,7 @@ rule coreset:
         "results/{run}/logs/coreset/{method}-{fraction}.log",
     benchmark:
         "results/{run}/benchmarks/coreset/{method}-{fraction}.tsv"
+    priority: 1
     conda:
         "../envs/select.yaml"
     envmodules:
@@ -260,6 +271,7 @@ rule coreset_dataset:
         "results/{run}/logs/coreset_dataset/{method}-{fraction}.log",
     benchmark:
         "results/{run}/benchmarks/coreset_dataset/{method}-{fraction}.tsv"
+    priority: 1
     conda:
         "../envs/select.yaml"
     envmodules:

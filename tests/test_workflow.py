@@ -72,6 +72,11 @@ def test_the_coreset_is_what_the_public_functions_select(finished):
     assert stats["budget_0.2"].sum() == 132
 
 
+def test_selection_does_not_wait_for_training(finished):
+    done = {name: (finished / RUN / name).stat().st_mtime for name in ("clusters.parquet", "models/target/full/1/0")}
+    assert done["clusters.parquet"] < done["models/target/full/1/0"]
+
+
 def test_coresets_come_in_the_format_of_the_input(finished):
     source = {r["id"]: r for r in json.loads((finished / "resources/mini-mix/train.json").read_text())}
     for method, fraction in (("coincide", "0.2"), ("random", "0.2"), ("full", "1")):
@@ -195,7 +200,7 @@ def test_killed_at_four_places_it_finishes_with_the_same_result(finished, tmp_pa
     kill_when(place, progress("logs/activations/00000.log", "Loading weights"), "extract", group=False)
     kept = [tmp_path / "resources/mini-mix/train.json", run / "samples/manifest.parquet"]
     kept_times = {path: path.stat().st_mtime_ns for path in kept}
-    checkpoints = run / "checkpoints/target-full-1-0"
+    checkpoints = run / "checkpoints/target-coincide-0.2-0"
     kill_when(place, lambda: list(checkpoints.rglob("checkpoint-*/trainer_state.json")), "finetune", group=True)
     selected = [
         run / "clusters.parquet",
@@ -206,7 +211,7 @@ def test_killed_at_four_places_it_finishes_with_the_same_result(finished, tmp_pa
     kill_when(place, progress("logs/evaluate/target-full-1-0-mini_mix.log", "running"), "evaluate", group=False)
     model = run / "models/target/full/1/0/model.safetensors"
     kept_times[model] = model.stat().st_mtime_ns
-    assert "going on from" in (run / "logs/finetune/target-full-1-0.log").read_text()
+    assert "going on from" in (run / "logs/finetune/target-coincide-0.2-0.log").read_text()
 
     code, output = place.run()
     assert code == 0, output
