@@ -85,7 +85,7 @@ def paired(table):
     """Coincide against each other method: replicates and fractions side by side.
 
     Returns:
-        a row a method and fraction, and one over all fractions (NaN), of which each replicate is one pair,
+        a row a method and fraction, and one over several fractions (NaN), of which each replicate is one pair,
         its mean over fractions: mean difference in relative performance (above 0: coincide is better), its
         interval, number of pairs, p of the two-sided sign-flip permutation test, and the least p that so
         few pairs can give.
@@ -96,7 +96,8 @@ def paired(table):
         of_fraction = {
             f: wide[f, OURS] - wide[f, method] for f in fractions if {(f, OURS), (f, method)} <= set(wide.columns)
         }
-        of_fraction[np.nan] = pd.concat(of_fraction.values(), axis=1).mean(axis=1)
+        if len(of_fraction) > 1:
+            of_fraction[np.nan] = pd.concat(of_fraction.values(), axis=1).mean(axis=1)
         for fraction, difference in of_fraction.items():
             difference = difference.dropna().to_numpy()
             mean, low, high = interval(difference)
@@ -198,7 +199,7 @@ def as_text(found, tests, ranked, cost, left_out):
         left_out: of `coincide.summary.unlearned`.
     """
     average = found[found["task"] == AVERAGE]
-    replicates = int(average["replicates"].max())
+    replicates = int(average.loc[average["method"] != WHOLE, "replicates"].max())
     lines = [
         f"Relative performance, mean of {replicates} replicates and 95% bootstrap interval of the mean; a replicate "
         "has its own clusters, draws and training.", "",

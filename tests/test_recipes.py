@@ -24,7 +24,7 @@ def recipe(name):
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_is_complete(name):
     configs = check_runs(recipe(name), files=False)
-    assert len(configs) == {"study": 5, "study-small": 3, "study-even": 3, "ablations": 36}.get(name, 1)
+    assert len(configs) == {"study": 5, "study-small": 3, "study-even": 3, "ablations": 42}.get(name, 1)
     if len(configs) > 1:
         assert [c.clustering.seed for c in configs.values()] == [c.target_model.seeds[0] for c in configs.values()]
         assert len({(c.variant, c.replicate) for c in configs.values()}) == len(configs)
