@@ -9,6 +9,7 @@ from coincide.results import read_scores
 
 AVERAGE = "average"  # the row over all tasks
 KEYS = ["target", "method", "fraction", "seed"]
+HARDLY = 0.25  # of an even share: a source of which a coreset keeps less is named
 
 
 def read_results(paths):
@@ -92,16 +93,44 @@ def headline(summary):
     return table.loc[order]
 
 
-def as_text(summary, rejected, *, samples, report):
-    """The summary as Markdown: headline table, samples set aside, where the report lies."""
+def hardly_kept(manifest, coreset):
+    """Sources of which a coreset keeps less than a quarter of an even share.
+
+    Args:
+        manifest: table of sample_id, source.
+        coreset: table of sample_id.
+
+    Returns:
+        source -> share of its samples kept, the least first.
+    """
+    kept = manifest["sample_id"].isin(coreset["sample_id"])
+    shares = kept.groupby(manifest["source"]).mean().sort_values()
+    return shares[shares < HARDLY * kept.mean()]
+
+
+def as_text(summary, rejected, manifest, coresets, *, report):
+    """The summary as Markdown: headline table, samples set aside, sources hardly kept, where the report lies.
+
+    Args:
+        summary: of `relative_performance`.
+        rejected: table of samples set aside.
+        manifest: table of sample_id, source of the samples offered.
+        coresets: (method, fraction) -> coreset table.
+        report: path of the report.
+    """
     table = headline(summary)
     lines = ["", "| method | data kept | relative performance | average score |", "| --- | --- | --- | --- |"]
     for (method, fraction), row in table.iterrows():
         relative = row["relative_performance"]
         relative = "–" if pd.isna(relative) else f"{relative:.1%}"
         lines.append(f"| {method} | {fraction:.1%} | {relative} | {row[AVERAGE]:.3f} |")
-    lines += ["", f"{samples:,} samples were offered for selection, {len(rejected):,} were set aside."]
+    lines += ["", f"{len(manifest):,} samples were offered for selection, {len(rejected):,} were set aside."]
     lines += [f"- {count:,} × {reason}" for reason, count in rejected["reason"].value_counts().items()]
+    for (method, fraction), coreset in coresets.items():
+        if len(hardly := hardly_kept(manifest, coreset)):
+            named = ", ".join(f"{source} ({share:.1%})" for source, share in hardly.items())
+            lines += ["", f"{method} at {float(fraction):.1%} keeps hardly any of: {named}. Should a model lose what"]
+            lines[-1] += " these teach, see docs/your-own-data.md, skills that go missing."
     lines += ["", f"Report: {report}", ""]
     return "\n".join(lines)
 

@@ -6,6 +6,7 @@ rule summary:
         results=lambda wildcards: evaluations(wildcards.run),
         rejected=made_by("merge", "rejected.parquet"),
         manifest=made_by("merge", "manifest.parquet"),
+        coresets=lambda wildcards: coresets(wildcards.run, "coreset.parquet"),
     output:
         parquet="results/{run}/summary.parquet",
         csv=report(
@@ -26,6 +27,7 @@ rule summary:
     params:
         report="results/{run}/report.html",
         learned_above=setting("evaluation.learned_above"),
+        selections=lambda wildcards: selections(wildcards.run),
     script:
         "../workflow_scripts/summary.py"
 

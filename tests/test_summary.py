@@ -12,7 +12,9 @@ from coincide import figures
 from coincide.datasets import open_dataset
 from coincide.manifest import build_manifest, rejected_table
 from coincide.report import stage_times, write_report
-from coincide.summary import as_text, headline, read_results, relative_performance, short_names
+from coincide.summary import as_text, hardly_kept, headline, read_results, relative_performance, short_names
+
+MANIFEST = pd.DataFrame({"sample_id": list("abcdefghi"), "source": ["charts"] * 7 + ["signs"] * 2})
 
 
 def results(folder, method, fraction, scores, higher=True):
@@ -76,14 +78,33 @@ def test_without_a_full_model_there_is_no_relative_performance(tmp_path):
     assert table["relative_performance"].isna().all()
     figures.performance(table, tmp_path / "figure.svg")  # draws the scores themselves
     assert (tmp_path / "figure.svg").stat().st_size > 5000
-    assert "| coincide | 20.0% | – | 0.500 |" in as_text(table, rejected_table([]), samples=3, report="r")
+    assert "| coincide | 20.0% | – | 0.500 |" in as_text(table, rejected_table([]), MANIFEST, {}, report="r")
+
+
+def test_sources_hardly_kept_worked_by_hand():
+    manifest = pd.DataFrame({"sample_id": [str(i) for i in range(40)], "source": ["a"] * 20 + ["b"] * 12 + ["c"] * 8})
+    kept = manifest.iloc[[*range(15), *range(20, 23), 32, 33]]  # 20 of 40: 15/20, 3/12, 2/8
+    assert hardly_kept(manifest, kept).empty
+    kept = manifest.iloc[[*range(17), *range(20, 23)]]  # 17/20, 3/12, 0/8; an eighth is the limit
+    assert hardly_kept(manifest, kept).to_dict() == {"c": 0}
+    kept = manifest.iloc[[*range(18), 20, 32]]  # 18/20, 1/12, 1/8, which is at the limit
+    assert hardly_kept(manifest, kept).to_dict() == {"b": pytest.approx(1 / 12)}
 
 
 def test_the_closing_text_has_the_table_and_counts(summary):
     rejected = rejected_table([{"sample_id": "x", "position": 3, "reason": "missing image", "detail": "gone"}])
-    text = as_text(summary, rejected, samples=9, report="results/x/report.html")
+    kept = MANIFEST.iloc[[0, 1, 2, 3, 6]]
+    text = as_text(
+        summary,
+        rejected,
+        MANIFEST,
+        {("coincide", "0.5"): kept, ("full", "1"): MANIFEST},
+        report="results/x/report.html",
+    )
     assert "| coincide | 20.0% | 87.5% | 0.400 |" in text
     assert text.index("full") < text.index("coincide") < text.index("random")
+    assert "coincide at 50.0% keeps hardly any of: signs (0.0%)." in text
+    assert "full at" not in text
     assert "9 samples were offered for selection, 1 were set aside." in text
     assert "- 1 × missing image" in text
     assert headline(summary).index.tolist() == [("full", 1.0), ("coincide", 0.2), ("random", 0.2)]

@@ -18,7 +18,11 @@ with replacing(snakemake.output.text) as part:
     text = as_text(
         summary,
         pd.read_parquet(snakemake.input.rejected),
-        samples=len(pd.read_parquet(snakemake.input.manifest, columns=["sample_id"])),
+        pd.read_parquet(snakemake.input.manifest, columns=["sample_id", "source"]),
+        {
+            selection: pd.read_parquet(path, columns=["sample_id"])
+            for selection, path in zip(snakemake.params.selections, snakemake.input.coresets)
+        },
         report=snakemake.params.report,
     )
     part.write_text(text)
