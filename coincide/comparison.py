@@ -223,7 +223,7 @@ def as_text(found, tests, ranked, cost, left_out):
         fraction = "all" if np.isnan(row.fraction) else f"{row.fraction:g}"
         difference = " ".join(_with_interval(row.difference, row.low, row.high, signed=True))
         lines.append(f"| {row.method} | {fraction} | {difference} | {row.p:.3f} | {row.least_p:.3f} | {row.pairs} |")
-    lines += _tasks_as_text(found)
+    lines += _tasks_as_text(by_task(found, left_out.index.get_level_values("task")))
     lines += ["", "Seconds of jobs, and all of them against training on everything:", ""]
     lines += ["| method | fraction | scoring | selecting | finetuning | of full |", "| --- " * 6 + "|"]
     for row in cost.itertuples():
@@ -232,11 +232,12 @@ def as_text(found, tests, ranked, cost, left_out):
     return "\n".join([*lines, ""])
 
 
-def by_task(found):
+def by_task(found, left_out=()):
     """Mean relative performance on every task.
 
     Args:
         found: of `intervals`.
+        left_out: tasks that are not averaged over; a star marks them.
 
     Returns:
         table of methods with their fraction, the best average first, and short names of tasks, "average" the
@@ -247,14 +248,14 @@ def by_task(found):
     )
     wide = wide.dropna(how="all").sort_values(AVERAGE, ascending=False)
     tasks = [task for task in wide.columns if task != AVERAGE]
-    wide = wide[[AVERAGE, *tasks]].set_axis([AVERAGE, *short_names(tasks)], axis=1)
+    names = [name + " *" * (task in left_out) for task, name in zip(tasks, short_names(tasks))]
+    wide = wide[[AVERAGE, *tasks]].set_axis([AVERAGE, *names], axis=1)
     wide.index = [f"{method} {fraction:.3g}" for method, fraction in wide.index]
     return wide if len(wide) > len(tasks) else wide.T
 
 
-def _tasks_as_text(found):
-    table = by_task(found)
-    yield from ("", "Relative performance on each task, mean of the replicates:", "")
+def _tasks_as_text(table):
+    yield from ("", "Relative performance on each task, mean of the replicates (*: not averaged over):", "")
     yield "| | " + " | ".join(table.columns) + " |"
     yield "| --- " * (1 + len(table.columns)) + "|"
     for name, row in table.iterrows():

@@ -49,9 +49,9 @@ def performance(summary, path):
         xlim=(0, None),
         ylim=(0, None),
     )
-    left.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    left.xaxis.set_major_formatter(PercentFormatter(1, decimals=None))
     if measure == "relative_performance":
-        left.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        left.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
     left.legend(frameon=False, loc="lower right")
 
     largest = average["fraction"].max()
@@ -106,7 +106,7 @@ def _side_by_side(average, path):
         axis.scatter(row.mean, row.method, color=colour, zorder=3)
     axis.grid(axis="y", visible=False)
     axis.set(xlabel=f"relative performance at {average['fraction'].iloc[0]:.3g} of the data, average of the tasks")
-    axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=None))
     _save(figure, path)
 
 
@@ -154,8 +154,8 @@ def tasks(table, path):
 
 def _finish_methods(figure, axis, xlabel, path):
     axis.set(xlabel=xlabel, ylabel="relative performance, average of the tasks")
-    axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
     axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     _save(figure, path)
 
@@ -175,7 +175,7 @@ def transfer(others, found, path):
     axis.plot(ends, start + slope * ends, color=COLOURS["random"])
     axis.set(xlabel="cosine of the centroids", ylabel="fall of the loss, less the mean of the cluster asked")
     axis.set_title(f"r = {found['r']:.2f} ({found['low']:.2f} to {found['high']:.2f}), {found['pairs']} pairs")
-    axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
     _save(figure, path)
 
 

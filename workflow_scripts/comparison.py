@@ -20,8 +20,9 @@ cost = costs(table, snakemake.params.benchmarks)
 for name, part in {"intervals": found, "paired": tests, "ranks": ranked, "costs": cost}.items():
     with replacing(snakemake.output[name]) as path:
         part.to_csv(path, index=False)
-figures.tasks(by_task(found), snakemake.output.tasks)
+left_out = unlearned(table, snakemake.params.learned_above)
+figures.tasks(by_task(found, left_out.index.get_level_values("task")), snakemake.output.tasks)
 figures.curves(found, snakemake.output.curves)
 figures.pareto(found, cost, snakemake.output.pareto)
 with replacing(snakemake.output.text) as path:
-    path.write_text(as_text(found, tests, ranked, cost, unlearned(table, snakemake.params.learned_above)))
+    path.write_text(as_text(found, tests, ranked, cost, left_out))
