@@ -7,13 +7,14 @@ matplotlib.use("svg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FuncFormatter
 
 from coincide.files import replacing
 from coincide.rows import unit_rows
 from coincide.summary import AVERAGE, short_names
 
 COLOURS = {"coincide": "#1f5fbf", "random": "#c2571a", "full": "#444444"}
+PERCENT = FuncFormatter(lambda value, _: f"{100 * value:.4g}%")
 SOURCES = 20  # told apart by colour; the smallest are drawn as one
 plt.rcParams.update(
     {
@@ -49,9 +50,9 @@ def performance(summary, path):
         xlim=(0, None),
         ylim=(0, None),
     )
-    left.xaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    left.xaxis.set_major_formatter(PERCENT)
     if measure == "relative_performance":
-        left.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+        left.yaxis.set_major_formatter(PERCENT)
     left.legend(frameon=False, loc="lower right")
 
     largest = average["fraction"].max()
@@ -106,7 +107,7 @@ def _side_by_side(average, path):
         axis.scatter(row.mean, row.method, color=colour, zorder=3)
     axis.grid(axis="y", visible=False)
     axis.set(xlabel=f"relative performance at {average['fraction'].iloc[0]:.3g} of the data, average of the tasks")
-    axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    axis.xaxis.set_major_formatter(PERCENT)
     _save(figure, path)
 
 
@@ -147,15 +148,15 @@ def tasks(table, path):
     axis.set_xticks(range(table.shape[1]), table.columns, rotation=40, ha="right")
     axis.set_yticks(range(len(table)), table.index)
     axis.grid(visible=False)
-    bar = figure.colorbar(shown, label="relative performance, %")
-    bar.ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=""))
+    bar = figure.colorbar(shown, label="relative performance")
+    bar.ax.yaxis.set_major_formatter(PERCENT)
     _save(figure, path)
 
 
 def _finish_methods(figure, axis, xlabel, path):
     axis.set(xlabel=xlabel, ylabel="relative performance, average of the tasks")
-    axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=None))
-    axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    axis.xaxis.set_major_formatter(PERCENT)
+    axis.yaxis.set_major_formatter(PERCENT)
     axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     _save(figure, path)
 
@@ -175,7 +176,7 @@ def transfer(others, found, path):
     axis.plot(ends, start + slope * ends, color=COLOURS["random"])
     axis.set(xlabel="cosine of the centroids", ylabel="fall of the loss, less the mean of the cluster asked")
     axis.set_title(f"r = {found['r']:.2f} ({found['low']:.2f} to {found['high']:.2f}), {found['pairs']} pairs")
-    axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    axis.yaxis.set_major_formatter(PERCENT)
     _save(figure, path)
 
 
@@ -231,7 +232,7 @@ def sources(manifest, coresets, path):
         left += row.to_numpy()
     axis.invert_yaxis()
     axis.grid(axis="y", visible=False)
-    axis.xaxis.set_major_formatter(PercentFormatter(1))
+    axis.xaxis.set_major_formatter(PERCENT)
     axis.set(xlim=(0, 1))
     axis.legend(frameon=False, ncols=6, loc="upper center", bbox_to_anchor=(0.5, -0.18), fontsize=8)
     _save(figure, path)

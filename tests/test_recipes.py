@@ -11,7 +11,7 @@ from snakemake.utils import update_config
 
 from coincide.config import check_runs
 
-RECIPES = ("llava665k", "vision_flan", "study", "study-small", "study-even", "ablations")
+RECIPES = ("llava665k", "vision_flan", "study", "study-small", "study-even", "study-reference", "ablations")
 PAPERS = RECIPES[:2]
 
 
@@ -24,11 +24,12 @@ def recipe(name):
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_is_complete(name):
     configs = check_runs(recipe(name), files=False)
-    assert len(configs) == {"study": 5, "study-small": 3, "study-even": 3, "ablations": 42}.get(name, 1)
+    runs = {"study": 5, "study-small": 3, "study-even": 3, "study-reference": 9, "ablations": 42}
+    assert len(configs) == runs.get(name, 1)
     if len(configs) > 1:
         assert [c.clustering.seed for c in configs.values()] == [c.target_model.seeds[0] for c in configs.values()]
         assert len({(c.variant, c.replicate) for c in configs.values()}) == len(configs)
-    if name != "ablations":
+    if name not in ("study-reference", "ablations"):
         assert all(len(config.selection.methods) == 9 for config in configs.values())
 
 
