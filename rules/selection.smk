@@ -232,6 +232,7 @@ rule full:
         "results/{run}/logs/full.log",
     benchmark:
         "results/{run}/benchmarks/full.tsv"
+    priority: 1
     conda:
         "../envs/select.yaml"
     envmodules:
