@@ -14,11 +14,11 @@ from pathlib import Path
 from common import parser, timed, write
 
 from coincide.evaluate import evaluate
+from coincide.mini_mix import SOURCES
 from coincide.results import read_scores
 
-TASKS = ("easy_vqa", "digits_read", "digits_count", "digits_add", "text_reading", "bar_chart", "counting", "spatial",
-         "caption", "conversation")  # fmt: skip
 WITHOUT_IMAGE = ("text_only",)
+TASKS = tuple(source for source in SOURCES if source not in WITHOUT_IMAGE)
 
 
 def answers(folder):

@@ -188,7 +188,7 @@ def _seconds(folders, pattern):
     return 0.0
 
 
-def as_text(found, tests, ranked, cost, left_out):
+def as_text(found, tests, ranked, cost, tasks, left_out):
     """The comparison as Markdown.
 
     Args:
@@ -196,6 +196,7 @@ def as_text(found, tests, ranked, cost, left_out):
         tests: of `paired`.
         ranked: of `ranks`.
         cost: of `costs`.
+        tasks: of `by_task`.
         left_out: of `coincide.summary.unlearned`.
     """
     average = found[found["task"] == AVERAGE]
@@ -223,7 +224,7 @@ def as_text(found, tests, ranked, cost, left_out):
         fraction = "all" if np.isnan(row.fraction) else f"{row.fraction:g}"
         difference = " ".join(_with_interval(row.difference, row.low, row.high, signed=True))
         lines.append(f"| {row.method} | {fraction} | {difference} | {row.p:.3f} | {row.least_p:.3f} | {row.pairs} |")
-    lines += _tasks_as_text(by_task(found, left_out.index.get_level_values("task")))
+    lines += _tasks_as_text(tasks)
     lines += ["", "Seconds of jobs, and all of them against training on everything:", ""]
     lines += ["| method | fraction | scoring | selecting | finetuning | of full |", "| --- " * 6 + "|"]
     for row in cost.itertuples():
@@ -232,12 +233,12 @@ def as_text(found, tests, ranked, cost, left_out):
     return "\n".join([*lines, ""])
 
 
-def by_task(found, left_out=()):
+def by_task(found, left_out):
     """Mean relative performance on every task.
 
     Args:
         found: of `intervals`.
-        left_out: tasks that are not averaged over; a star marks them.
+        left_out: of `coincide.summary.unlearned`; a star marks these tasks.
 
     Returns:
         table of methods with their fraction, the best average first, and short names of tasks, "average" the
@@ -248,7 +249,8 @@ def by_task(found, left_out=()):
     )
     wide = wide.dropna(how="all").sort_values(AVERAGE, ascending=False)
     tasks = [task for task in wide.columns if task != AVERAGE]
-    names = [name + " *" * (task in left_out) for task, name in zip(tasks, short_names(tasks))]
+    unlearned_tasks = left_out.index.get_level_values("task")
+    names = [name + " *" * (task in unlearned_tasks) for task, name in zip(tasks, short_names(tasks))]
     wide = wide[[AVERAGE, *tasks]].set_axis([AVERAGE, *names], axis=1)
     wide.index = [f"{method} {fraction:.3g}" for method, fraction in wide.index]
     return wide if len(wide) > len(tasks) else wide.T

@@ -129,8 +129,11 @@ def as_text(summary, rejected, manifest, coresets, *, report):
     for (method, fraction), coreset in coresets.items():
         if len(hardly := hardly_kept(manifest, coreset)):
             named = ", ".join(f"{source} ({share:.1%})" for source, share in hardly.items())
-            lines += ["", f"{method} at {float(fraction):.1%} keeps hardly any of: {named}. Should a model lose what"]
-            lines[-1] += " these teach, see docs/your-own-data.md, skills that go missing."
+            lines += [
+                "",
+                f"{method} at {float(fraction):.1%} keeps hardly any of: {named}. Should a model lose what these "
+                "teach, see docs/your-own-data.md, skills that go missing.",
+            ]
     lines += ["", f"Report: {report}", ""]
     return "\n".join(lines)
 

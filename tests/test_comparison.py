@@ -96,7 +96,8 @@ def test_costs_are_of_what_a_method_reads(table, tmp_path):
     assert found.loc[("random", 0.1), ["scoring", "selecting", "finetuning", "all"]].tolist() == [0, 1, 9, 10]
     assert found.loc[("coincide", 0.1), ["scoring", "selecting", "all"]].tolist() == [35, 2, 46]
     assert found.loc[("coincide", 0.1), "of_full"] == pytest.approx(0.46)
-    text = as_text(intervals(table), paired(table), ranks(table), found.reset_index(), unlearned(table, 0.0))
+    tasks = by_task(intervals(table), unlearned(table, 0.0))
+    text = as_text(intervals(table), paired(table), ranks(table), found.reset_index(), tasks, unlearned(table, 0.0))
     assert "| random | all | +10.0 (" in text
     assert "| coincide | 0.1 | 35 | 2 | 9 | 46% |" in text
     assert "| coincide 0.2 | 90 | 100 | 80 |" in text  # average and the two tasks
@@ -120,7 +121,8 @@ def test_variants_are_methods_of_their_own():
     assert tests.loc["coincide (flat)", "low"] == pytest.approx(-0.2)
     assert set(ranks(table)["method"]) == {"coincide", "coincide (flat)", "random"}
     cost = costs(table, {run: [] for run in table["run"].unique()})
-    text = as_text(intervals(table), paired(table), ranks(table), cost, unlearned(table, 0.0))
+    tasks = by_task(intervals(table), unlearned(table, 0.0))
+    text = as_text(intervals(table), paired(table), ranks(table), cost, tasks, unlearned(table, 0.0))
     assert text.startswith("Relative performance, mean of 3 replicates")  # though both variants train on everything
     assert set(cost["method"]) == {"coincide", "coincide (flat)", "random", "full"}
 
@@ -138,11 +140,11 @@ def test_tasks_the_full_model_did_not_learn_count_in_no_replicate():
     assert left_out.to_dict() == {("t", "two"): pytest.approx(0.1)}
     found = intervals(table)
     cost = costs(table, {run: [] for run in by_run})
-    text = as_text(found, paired(table), ranks(table), cost, left_out)
+    text = as_text(found, paired(table), ranks(table), cost, by_task(found, left_out), left_out)
     assert "did not learn them (its score): two (0.10)." in text
     assert "| two * | 40 |" in text  # more tasks than methods: tasks are the rows
     expected = {"average": 0.6, "one": 0.6, "two *": 0.4}
-    assert by_task(found, ["two"])["coincide 0.2"].to_dict() == pytest.approx(expected)
+    assert by_task(found, left_out)["coincide 0.2"].to_dict() == pytest.approx(expected)
 
 
 def words_in(path):
@@ -158,7 +160,7 @@ def test_the_pictures_name_every_method(table, tmp_path):
     for name in ("curves", "one", "pareto"):
         assert {"coincide", "random"} <= words_in(tmp_path / f"{name}.svg"), name
     assert "10%" in words_in(tmp_path / "pareto.svg")
-    figures.tasks(by_task(found), tmp_path / "tasks.svg")
+    figures.tasks(by_task(found, unlearned(table, 0.0)), tmp_path / "tasks.svg")
     assert {"coincide 0.1", "one", "two", "average", "90"} <= words_in(tmp_path / "tasks.svg")
     pairs = pd.DataFrame({"cosine": [0.1, 0.5, 0.9], "gain": [0.0, 0.1, 0.3]})
     correlated = {"r": 0.98, "low": 0.9, "high": 1.0, "rho": 1.0, "pairs": 3}

@@ -21,8 +21,9 @@ for name, part in {"intervals": found, "paired": tests, "ranks": ranked, "costs"
     with replacing(snakemake.output[name]) as path:
         part.to_csv(path, index=False)
 left_out = unlearned(table, snakemake.params.learned_above)
-figures.tasks(by_task(found, left_out.index.get_level_values("task")), snakemake.output.tasks)
+tasks = by_task(found, left_out)
+figures.tasks(tasks, snakemake.output.tasks)
 figures.curves(found, snakemake.output.curves)
 figures.pareto(found, cost, snakemake.output.pareto)
 with replacing(snakemake.output.text) as path:
-    path.write_text(as_text(found, tests, ranked, cost, left_out))
+    path.write_text(as_text(found, tests, ranked, cost, tasks, left_out))
