@@ -18,7 +18,7 @@ demo: $(VENV)/ready
 
 # where the runs under results/ stand, or the one named: make status RUN=results/demo
 status: $(VENV)/ready
-	@$(BIN)/python -m coincide.status $(RUN)
+	@$(BIN)/python -m coincide.workflow.status $(RUN)
 
 # the Slurm profile with your site's names, where `snakemake --profile slurm` finds it
 slurm-profile:
@@ -44,7 +44,7 @@ lint: $(VENV)/ready-dev
 
 # config/schema.json from the typed models
 schema: $(VENV)/ready
-	$(BIN)/python -c "from coincide.config import schema; print(schema(), end='')" > config/schema.json
+	$(BIN)/python -c "from coincide.workflow.config import schema; print(schema(), end='')" > config/schema.json
 
 # envs/*.yaml from requirements.lock
 envs: $(VENV)/ready

@@ -1,19 +1,21 @@
 # COINCIDE: from a visual-instruction-tuning dataset to a coreset, finetuned models and a report.
 #
-# What a run writes lies under results/<run>/ (docs/artefacts.md lists it); what the default config
-# builds for itself (dataset and small models) under resources/. One file of rules/ is one stage.
-# A config may list several runs; what they have in common is made by the first of them.
+# Results of a run are under results/<run>/ (docs/artefacts.md lists them); the dataset and the small models that the
+# default config builds for itself are under resources/. Each file of rules/ is one room of the library, and a rule,
+# its script and its artefact carry the same word. A config may list several runs: what they have in common is
+# computed once, by the first of them.
 import sys
 
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version
 
 from coincide import methods
-from coincide.config import ConfigError, check_runs
-from coincide.jobs import RunIsLocked, hold_run, offer_package
-from coincide.plan import end_orphans, write_plans
-from coincide.runs import PICKS_OF, STAGES, Runs
-from coincide.status import outcome
+from coincide.workflow.config import EVEN_MIX, MINI_MIX, TINY_MODELS, ConfigError
+from coincide.workflow.job import offer_package
+from coincide.workflow.lock import RunIsLocked, hold_run
+from coincide.workflow.overlay import check_runs
+from coincide.workflow.plan import cancel_orphans, write_plans
+from coincide.workflow.stages import CORESET, Runs, section_settings
 
 min_version("9.0")
 
@@ -22,16 +24,16 @@ configfile: "config.yaml"
 
 
 try:
-    # jobs read this file again; what the config names was looked at before they were started
+    # jobs read this file again; the files that the config names were checked before they were started
     runs = Runs(check_runs(config, files=workflow.is_main_process))
 except ConfigError as error:
     raise WorkflowError(str(error))
 COMPARISON = f"results/{config['run']}-comparison"
-# Scripts read settings that do not change results (batch size, device) from here, by run, defaults
-# filled in; what does change results is a rule's params, so that a new value runs the rule again.
+# Scripts read their settings from here, by run, with defaults filled in. The settings that change results are also
+# params of the rule, so that a new value reruns it.
 config.clear()
 config.update({run: runs.configs[run].model_dump() for run in runs})
-# Jobs in an environment of their own (conda, modules) find this package, too.
+# jobs in an environment of their own (conda, modules) find this package, too
 offer_package(workflow.basedir)
 
 
@@ -50,30 +52,24 @@ wildcard_constraints:
 include: "rules/common.smk"
 
 
-localrules:
-    all,
-    estimate,
-    select,
-    finetune,
-    evaluate,
-    transfer_check,
-
-
-# The few targets that people ask for: snakemake … estimate | select | finetune | evaluate | report
+# in this file, since Snakemake takes the default target of no other
 rule all:
     default_target: True
     input:
         expand("results/{run}/report.html", run=runs),
 
 
+include: "rules/targets.smk"
+include: "rules/demo.smk"
 include: "rules/dataset.smk"
-include: "rules/models.smk"
-include: "rules/estimate.smk"
-include: "rules/activations.smk"
+include: "rules/extraction.smk"
+include: "rules/clustering.smk"
 include: "rules/selection.smk"
-include: "rules/finetune.smk"
-include: "rules/evaluate.smk"
-include: "rules/report.smk"
+include: "rules/methods.smk"
+include: "rules/training.smk"
+include: "rules/evaluation.smk"
+include: "rules/reporting.smk"
+include: "rules/study.smk"
 
 
 onstart:
@@ -85,28 +81,20 @@ onstart:
     except RunIsLocked as error:
         raise WorkflowError(str(error))
     for folder in folders:
-        for name in end_orphans(folder):
+        for name in cancel_orphans(folder):
             print(
                 f"cancelled the Slurm jobs that a killed run left behind ({name})",
                 file=sys.stderr,
             )
-    write_plans(folders, *jobs_and_needs(), next(iter(log), ""))
+    write_plans(folders, *planned_jobs(), next(iter(log), ""))
 
 
 onsuccess:
-    shell(
-        "cat {} 2>/dev/null || true".format(
-            " ".join(
-                asked_for(
-                    "summary.md",
-                    "estimate.md",
-                    "comparison.md",
-                    "transfer_check.md",
-                )
-            )
-        )
-    )
+    for path in requested_texts():
+        print(open(path).read())
 
 
 onerror:
+    from coincide.workflow.status import outcome
+
     print(*(outcome(f"results/{run}") for run in runs), sep="\n", file=sys.stderr)

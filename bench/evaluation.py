@@ -13,9 +13,9 @@ from pathlib import Path
 
 from common import parser, timed, write
 
-from coincide.evaluate import evaluate
-from coincide.mini_mix import SOURCES
-from coincide.results import read_scores
+from coincide.demo.mini_mix import SOURCES
+from coincide.evaluation.evaluate import evaluate
+from coincide.evaluation.results import read_scores
 
 WITHOUT_IMAGE = ("text_only",)
 TASKS = tuple(source for source in SOURCES if source not in WITHOUT_IMAGE)

@@ -18,14 +18,16 @@ import numpy as np
 import torch
 from common import parser, write
 
-from coincide.activations import decoder_layers, extractor_of, loader_workers
-from coincide.chat import encode, fixed_prefix, render
-from coincide.datasets import read_records
-from coincide.encoding import Encoded, encoded_groups, group_by_images
-from coincide.images import image_names, open_image
-from coincide.mini_mix import write_mini_mix
-from coincide.models import CHAT_TEMPLATE, DTYPES, build_model, load_model
-from coincide.packing import batches
+from coincide.base.sections import Shape
+from coincide.dataset.formats import read_records
+from coincide.dataset.images import image_names, open_image
+from coincide.demo.mini_mix import write_mini_mix
+from coincide.demo.tiny_models import CHAT_TEMPLATE, build_model
+from coincide.extraction.activations import decoder_layers, extractor_of, loader_workers
+from coincide.extraction.encoding import Encoded, encoded_groups, group_by_images
+from coincide.extraction.packing import batches
+from coincide.models.chat import encode, fixed_prefix, render
+from coincide.models.loading import DTYPES, load_model
 
 LAYERS = [3, 7, 11, 15, 19]
 SMALL = {
@@ -145,7 +147,7 @@ def prepare(folder, shape, count, device):
     write_mini_mix(folder / "mix", samples=21_000, pretrain_samples=22, test_samples=1, validation_samples=1, seed=0)
     records = read_records(folder / "mix/train.json")
     texts = [turn["value"] for record in records for turn in record["conversations"]]
-    build_model([CHAT_TEMPLATE, *texts], shape=shape, seed=0, output=folder / "model")
+    build_model([CHAT_TEMPLATE, *texts], shape=Shape(**shape), seed=0, output=folder / "model")
     return folder / "model", choose(records, count), folder / "mix/images"
 
 

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from common import parser, timed, write
 
-from coincide.device_kernel import densities_on, picks_on
-from coincide.device_lloyd import BLOCK, DeviceLloyd
-from coincide.rows import Rows, members_by_cluster, unit_rows
+from coincide.base.rows import Rows, members_by_cluster, unit_rows
+from coincide.clustering.lloyd_gpu import BLOCK, DeviceLloyd
+from coincide.selection.kernel_gpu import densities_on, picks_on
 
 ITERATIONS = 3
 FRACTION = 0.2
@@ -160,7 +160,7 @@ def cuml(options, state):
 
 def agreement(options, state):
     """Share of rows that the backends torch and memory give the same label, from the same first centroids."""
-    from coincide.lloyd import Lloyd
+    from coincide.clustering.lloyd import Lloyd
 
     k = min(200, options.clusters)
     x, seeds = state["x"][: 60 * k], state["seeds"][:k]

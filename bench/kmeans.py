@@ -16,9 +16,9 @@ import warnings
 import numpy as np
 from common import parser, rows_like_activations, timed, write
 
-from coincide import clusters
-from coincide.lloyd import Lloyd
-from coincide.rows import Rows, unit_rows
+from coincide.base.rows import Rows, unit_rows
+from coincide.clustering import kmeans as clusters
+from coincide.clustering.lloyd import Lloyd
 
 SHAPES = {
     1: (20_000, 1024, 200, 20),

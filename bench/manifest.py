@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 from common import in_new_process, parser, peak_memory, write
 
-from coincide import manifest as module
-from coincide.datasets import open_dataset
-from coincide.shards import write_shards
+from coincide.base.sections import Dataset
+from coincide.dataset import manifest as module
+from coincide.dataset.formats import open_dataset
+from coincide.dataset.shards import write_shards
 
 
 def write_dataset(path, rows):
@@ -43,7 +44,8 @@ def ours(path, folder):
     """Seconds of manifest and shards, and peak memory."""
     module.open_image = lambda *_, **__: None
     before, began = peak_memory(), time.perf_counter()
-    table, rejected = module.build_manifest(open_dataset(path), folder, shards=64, decode_images=False)
+    dataset = Dataset(annotations="-", shards=64, decode_images=False)
+    table, rejected = module.build_manifest(open_dataset(path), folder, dataset)
     middle = time.perf_counter()
     table.to_parquet(Path(folder) / "manifest.parquet")
     write_shards(open_dataset(path), table, 64, Path(folder) / "shards")

@@ -12,8 +12,8 @@ import sys
 import numpy as np
 from common import best_of, in_new_process, parser, peak_memory, rows_like_activations, timed, write
 
-from coincide.kernel import ClusterKernel
-from coincide.picks import greedy_picks
+from coincide.selection.kernel import ClusterKernel
+from coincide.selection.picks import greedy_picks
 
 SIZES = (66, 200, 500)
 FRACTION = 0.2

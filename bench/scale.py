@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 from common import best_of, in_new_process, parser, peak_memory, rows_like_activations, timed, write
 
-from coincide.clusters import spherical_kmeans
-from coincide.coreset import add_budget, cluster_stats, pick_members
-from coincide.density import density
-from coincide.lloyd import int8_is_faster, multiply
-from coincide.storage import ROW_GROUP, Activations, write_activations
-from coincide.transferability import transferability
+from coincide.base.activation_store import ROW_GROUP, Activations, write_activations
+from coincide.clustering.kmeans import spherical_kmeans
+from coincide.clustering.lloyd import int8_is_faster, multiply
+from coincide.selection.density import density
+from coincide.selection.select import add_budget, cluster_stats, pick_members
+from coincide.selection.transferability import transferability
 
 SIZES = (83_000, 166_000, 332_500, 665_000)
 DIMENSION, CLUSTERS, ITERATIONS, FRACTION = 1024, 10_000, 50, 0.2

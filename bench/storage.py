@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from common import best_of, parser, timed, write
 
-from coincide.storage import ROW_GROUP, Activations, write_activations
+from coincide.base.activation_store import ROW_GROUP, Activations, write_activations
 
 ROWS, DIMENSION, CLUSTER = 16_384, 20_480, 66
 GROUPS = (128, 512, 2048, 8192)

@@ -20,11 +20,11 @@ COMMON = [
 MODELS = ["torch", "torchvision", "transformers", "num2words", "tokenizers", "safetensors", "accelerate", "datasets"]
 STAGES = {
     "dataset": [*COMMON, "easy-vqa", "scikit-learn", "datasets"],
-    "extract": [*COMMON, *MODELS],
-    "select": [*COMMON, "torch", "numba", "threadpoolctl", "faiss-cpu"],
-    "finetune": [*COMMON, *MODELS, "peft"],
-    "evaluate": [*COMMON, *MODELS, "peft", "lmms-eval", "decord"],
-    "report": [*COMMON, "matplotlib", "jinja2"],
+    "extraction": [*COMMON, *MODELS],
+    "selection": [*COMMON, "torch", "numba", "threadpoolctl", "faiss-cpu"],
+    "training": [*COMMON, *MODELS, "peft"],
+    "evaluation": [*COMMON, *MODELS, "peft", "lmms-eval", "decord"],
+    "reporting": [*COMMON, "matplotlib", "jinja2"],
 }
 
 

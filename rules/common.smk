@@ -1,45 +1,48 @@
-# Paths and lookups that several stages use. Lists and values are those of the run at hand.
-from coincide.config import BUILT_MODELS, EVEN_MIX, MINI_MIX
+# Paths and lookups that several rooms use. A lookup takes wildcards, or the name of a run.
 
-ANY_RUN = next(iter(runs.configs.values()))  # for the sections that runs have in common
+ANY_RUN = next(iter(runs.configs.values()))  # for the sections that all runs share
 MODULES = ANY_RUN.modules
 
 
-def setting(name):
-    """A setting by its dotted name."""
-    return lambda wildcards: runs.setting(wildcards.run, name)
-
-
 def settings(stage):
-    """The settings that a stage's results depend on, for its params."""
-    return {name.split(".")[-1]: setting(name) for name in STAGES[stage].settings}
+    """The settings that change a stage's results, as params: section -> lookup."""
+
+    def section(name):
+        return lambda wildcards: section_settings(runs.configs[wildcards.run], stage)[
+            name
+        ]
+
+    return {name: section(name) for name in section_settings(ANY_RUN, stage)}
 
 
-def given(name):
-    """A file or folder of the user's by the dotted name of its setting."""
+def input_file(name):
+    """A file or folder of the user's, by the dotted name of its setting."""
     return lambda wildcards: runs.setting(wildcards.run, name)
 
 
-def given_once(name):
-    """The same for a folder whose time says nothing of what is in it."""
+def input_folder(name):
+    """The same for a folder whose modification time is not meaningful."""
     return lambda wildcards: ancient(runs.setting(wildcards.run, name))
 
 
-def made_by(stage, pattern, **values):
-    """A stage's file, where the run that makes it keeps it; one for each of `values(run)` of a wildcard."""
+def stage_output(stage, pattern, **values):
+    """A file of a stage, in the folder of the run that computes it.
+
+    With `values`, wildcard -> function of the run: all files, one per value.
+    """
 
     def paths(wildcards):
         method, group = wildcards.get("method"), wildcards.get("group")
         folder = runs.folder(wildcards.run, stage, method=method, group=group)
-        every = {name: of(wildcards.run) for name, of in values.items()}
-        found = expand(f"{folder}/{pattern}", **{**wildcards, **every})
-        return found if values else found[0]
+        lists = {name: of(wildcards.run) for name, of in values.items()}
+        expanded = expand(f"{folder}/{pattern}", **{**wildcards, **lists})
+        return expanded if values else expanded[0]
 
     return paths
 
 
-def needed(artefact, paths):
-    """The files of an artefact that a method may need; none for the others."""
+def if_needed(artefact, paths):
+    """The files of an artefact if the method of the wildcards needs it, else none."""
     return lambda wildcards: (
         paths(wildcards) if artefact in methods.needs(wildcards.method) else []
     )
@@ -61,38 +64,40 @@ def fractions(run):
 
 def selections(run):
     """(method, fraction) of every coreset that is finetuned on."""
-    chosen = [
-        (m, f) for m in runs.setting(run, "selection.methods") for f in fractions(run)
+    return [
+        (method, fraction)
+        for method in runs.methods(run)
+        for fraction in (["1"] if method == "full" else fractions(run))
     ]
-    return chosen + [("full", "1")] * runs.setting(run, "target_model.full")
 
 
 def coresets(run, name):
     """A file of every coreset that is finetuned on."""
     return [
-        f"{runs.folder(run, 'coreset', method=m)}/coresets/{m}/{f}/{name}"
+        f"{runs.folder(run, 'coreset_json', method=m)}/coresets/{m}/{f}/{name}"
         for m, f in selections(run)
     ]
 
 
-def whole_dataset(name):
-    """A file of the coreset that is the full data."""
-    return (
-        lambda wildcards: f"{runs.folder(wildcards.run, 'coreset', method='full')}/coresets/full/1/{name}"
+def full_coreset(name):
+    """A file of the full data's coreset."""
+    return lambda wildcards: (
+        f"{runs.folder(wildcards.run, 'coreset_json', method='full')}/coresets/full/1/{name}"
     )
 
 
-def coresets_in_own_format(run):
-    """Every coreset again, in the format of a dataset that is not JSON."""
-    json = runs.setting(run, "dataset.annotations").endswith(".json")
-    chosen = [(m, f) for m, f in selections(run) if m != "full" and not json]
+def coreset_datasets(run):
+    """Every coreset in the format of the dataset, unless that is JSON."""
+    if runs.setting(run, "dataset.annotations").endswith(".json"):
+        return []
     return [
-        f"{runs.folder(run, 'coreset', method=m)}/coresets/{m}/{f}/dataset"
-        for m, f in chosen
+        f"{runs.folder(run, 'coreset_json', method=m)}/coresets/{m}/{f}/coreset_dataset"
+        for m, f in selections(run)
+        if m != "full"
     ]
 
 
-def models(run):
+def finetuned_models(run):
     """Every finetuned model."""
     label = runs.setting(run, "target_model.label")
     return [
@@ -105,23 +110,21 @@ def models(run):
 def evaluations(run):
     """The results of every finetuned model on every group of tasks."""
     label = runs.setting(run, "target_model.label")
-    found = []
-    for group in [g.name for g in runs.configs[run].evaluation.groups]:
-        for method, fraction in selections(run):
-            folder = runs.folder(run, "evaluate_model", method=method, group=group)
-            found += expand(
-                f"{folder}/evaluations/{label}/{method}/{fraction}/{{seed}}/{group}/results.json",
-                seed=runs.setting(run, "target_model.seeds"),
-            )
-    return found
+    return [
+        f"{runs.folder(run, 'evaluate_model', method=m, group=group.name)}"
+        f"/evaluations/{label}/{m}/{f}/{seed}/{group.name}/results.json"
+        for group in runs.setting(run, "evaluation.groups")
+        for m, f in selections(run)
+        for seed in runs.setting(run, "target_model.seeds")
+    ]
 
 
 def model_files(section):
-    """What must be there before a model can be loaded: its folder, or nothing for a hub name."""
+    """The folder that a model is loaded from, none for a hub name."""
 
     def files(wildcards):
         name = runs.setting(wildcards.run, f"{section}.name")
-        if name in BUILT_MODELS:
+        if name in TINY_MODELS:
             return [name]
         return [ancient(name)] if os.path.isdir(name) else []
 
@@ -130,11 +133,11 @@ def model_files(section):
 
 def tasks_of(run):
     """All tasks of a run's evaluation."""
-    groups = runs.configs[run].evaluation.groups
+    groups = runs.setting(run, "evaluation.groups")
     return [task for group in groups for task in group.tasks]
 
 
-def questions_of(tasks):
+def question_folders(tasks):
     """Folders of questions that the workflow writes itself, for the tasks that ask them."""
     folders = {
         "even_mix_validation": f"{EVEN_MIX}/validation",
@@ -142,49 +145,44 @@ def questions_of(tasks):
         "even_mix": f"{EVEN_MIX}/evaluation",
         "mini_mix": f"{MINI_MIX}/evaluation",
     }
-    asked = [next(filter(task.startswith, folders), None) for task in tasks]
-    return sorted({folders[own] for own in asked if own})
-
-
-def built_model_settings(name):
-    """How a small model of the workflow's own is built; the same in all runs."""
-    return ANY_RUN.built_models[name].model_dump()
+    prefixes = [next(filter(task.startswith, folders), None) for task in tasks]
+    return sorted({folders[prefix] for prefix in prefixes if prefix})
 
 
 def benchmark_folders(run):
-    """Where the times of a run's own jobs stand, and of what was built for it."""
-    own = [
+    """Folders of the times of a run's jobs, and of the models that were built for it."""
+    names = [
         runs.setting(run, f"{model}.name")
         for model in ("reference_model", "target_model")
     ]
-    built = any(name in BUILT_MODELS for name in own)
-    return [f"results/{run}/benchmarks", *["resources/benchmarks"] * built]
+    builds = any(name in TINY_MODELS for name in names)
+    return [f"results/{run}/benchmarks", *["resources/benchmarks"] * builds]
 
 
-def benchmarks_read(run):
-    """Folders of the times of a run's jobs, and of those of runs that it shares with."""
-    folders = [f"results/{run}", *runs.shared(run)]
-    return [f"{folder}/benchmarks" for folder in folders]
+def shared_benchmark_folders(run):
+    """Folders of the times of a run's jobs, and of those of the runs that it shares results with."""
+    return [f"{folder}/benchmarks" for folder in [f"results/{run}", *runs.shared(run)]]
 
 
-def asked_for(*names):
-    """The files of these names that this start was to bring about."""
+def requested_texts():
+    """The texts that this start wrote for the user to read."""
+    names = ("summary.md", "estimate.md", "comparison.md", "transfer_check.md")
     return [
         path
         for job in workflow.dag.jobs
         for path in job.output
-        if os.path.basename(path) in names
+        if os.path.basename(path) in names and os.path.exists(path)
     ]
 
 
-def share_of_cores(wildcards):
+def half_of_cores(wildcards):
     """Half of the cores: two such jobs side by side are faster than one after the other."""
     return max(1, (workflow.cores or 2) // 2)
 
 
-def cores_to_cluster(wildcards):
-    """All cores; of several runs half: a job that waits for all would wait until the others' jobs are done."""
-    return 64 if len(runs.configs) == 1 else share_of_cores(wildcards)
+def clustering_cores(wildcards):
+    """All cores; half with several runs, since a job that needs all cores waits until every other job is done."""
+    return 64 if len(runs.configs) == 1 else half_of_cores(wildcards)
 
 
 def builds_resources():
@@ -196,8 +194,8 @@ def builds_resources():
     )
 
 
-def jobs_and_needs():
-    """Every job as the plan wants it, and for each the numbers of the jobs that it needs."""
+def planned_jobs():
+    """Every job for the plan, and for each the numbers of the jobs that it depends on."""
     jobs = list(workflow.dag.jobs)
     number = {job: i for i, job in enumerate(jobs)}
     rows = [
@@ -206,9 +204,9 @@ def jobs_and_needs():
     ]
     return rows, [
         [
-            number[before]
-            for before in workflow.dag.dependencies[job]
-            if before in number
+            number[parent]
+            for parent in workflow.dag.dependencies[job]
+            if parent in number
         ]
         for job in jobs
     ]

@@ -1,51 +1,10 @@
-# Dataset: the mixes that the workflow writes, the manifest of usable samples, and the shards.
-
-
-rule mini_mix:
-    output:
-        train=f"{MINI_MIX}/train.json",
-        pretrain=f"{MINI_MIX}/pretrain.json",
-        images=directory(f"{MINI_MIX}/images"),
-        evaluation=directory(f"{MINI_MIX}/evaluation"),
-        validation=directory(f"{MINI_MIX}/validation"),
-    log:
-        "resources/logs/mini_mix.log",
-    benchmark:
-        "resources/benchmarks/mini_mix.tsv"
-    conda:
-        "../envs/dataset.yaml"
-    envmodules:
-        *MODULES.dataset,
-    params:
-        size=ANY_RUN.mini_mix.model_dump(),
-    script:
-        "../workflow_scripts/mini_mix.py"
-
-
-rule even_mix:
-    output:
-        train=f"{EVEN_MIX}/train.json",
-        images=directory(f"{EVEN_MIX}/images"),
-        evaluation=directory(f"{EVEN_MIX}/evaluation"),
-        validation=directory(f"{EVEN_MIX}/validation"),
-    log:
-        "resources/logs/even_mix.log",
-    benchmark:
-        "resources/benchmarks/even_mix.tsv"
-    conda:
-        "../envs/dataset.yaml"
-    envmodules:
-        *MODULES.dataset,
-    params:
-        size=ANY_RUN.even_mix.model_dump(),
-    script:
-        "../workflow_scripts/even_mix.py"
+# The manifest of usable samples, and the shards.
 
 
 rule manifest:
     input:
-        annotations=given("dataset.annotations"),
-        images=given_once("dataset.images"),
+        annotations=input_file("dataset.annotations"),
+        images=input_folder("dataset.images"),
     output:
         manifest="results/{run}/samples/manifest.parquet",
         rejected="results/{run}/samples/rejected.parquet",
@@ -57,7 +16,7 @@ rule manifest:
         "../envs/dataset.yaml"
     envmodules:
         *MODULES.dataset,
-    threads: share_of_cores
+    threads: half_of_cores
     params:
         **settings("manifest"),
     script:
@@ -66,8 +25,8 @@ rule manifest:
 
 rule shards:
     input:
-        annotations=given("dataset.annotations"),
-        manifest=made_by("manifest", "samples/manifest.parquet"),
+        annotations=input_file("dataset.annotations"),
+        manifest=stage_output("manifest", "samples/manifest.parquet"),
     output:
         directory("results/{run}/shards"),
     log:

@@ -56,11 +56,12 @@ def tiny_data(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory, tiny_data):
     """Folder of a small untrained LLaVA with its processor."""
-    from coincide.models import CHAT_TEMPLATE, build_model
+    from coincide.base.sections import Shape
+    from coincide.demo.tiny_models import CHAT_TEMPLATE, build_model
 
     folder = tmp_path_factory.mktemp("tiny-model") / "model"
     texts = [turn["value"] for record in tiny_data[0] for turn in record["conversations"]]
-    build_model([CHAT_TEMPLATE, *texts], shape=SHAPE, seed=0, output=folder)
+    build_model([CHAT_TEMPLATE, *texts], shape=Shape(**SHAPE), seed=0, output=folder)
     return folder
 
 

@@ -9,9 +9,10 @@ import torch
 from test_finetune import killed_at, weights
 
 import coincide
-from coincide import device_kernel, device_lloyd
-from coincide.device_lloyd import DeviceLloyd
-from coincide.rows import Rows, members_by_cluster, unit_rows
+from coincide.base.rows import Rows, members_by_cluster, unit_rows
+from coincide.clustering import lloyd_gpu as device_lloyd
+from coincide.clustering.lloyd_gpu import DeviceLloyd
+from coincide.selection import kernel_gpu as device_kernel
 
 pytestmark = [
     pytest.mark.gpu,
@@ -80,9 +81,9 @@ def test_density_picks_and_transferability_are_those_of_the_cpu(monkeypatch):
 
 @pytest.mark.parametrize(("dtype", "close"), [("float32", 0.99999), ("bfloat16", 0.999), ("float16", 0.9999)])
 def test_activations_are_those_of_the_cpu(tiny_model, tiny_data, tmp_path, dtype, close):
-    from coincide.activations import extract
-    from coincide.models import load_model
-    from coincide.storage import Activations
+    from coincide.base.activation_store import Activations
+    from coincide.extraction.activations import extract
+    from coincide.models.loading import load_model
 
     records, images = tiny_data
     samples = [{"sample_id": r["id"], "position": i, "record": r} for i, r in enumerate(records)]
@@ -98,17 +99,18 @@ def test_activations_are_those_of_the_cpu(tiny_model, tiny_data, tmp_path, dtype
 
 
 def test_training_in_half_precision_goes_on_after_a_kill(tiny_model, tiny_data, tmp_path, monkeypatch):
-    from coincide.finetune import TrainingSettings, finetune
+    from coincide.base.sections import Training
+    from coincide.training.finetune import finetune
 
     records, images = tiny_data
-    settings = TrainingSettings(
+    settings = Training(
         epochs=2, batch_size=4, learning_rate=1e-3, device="cuda", dtype="bfloat16", save_every=3,
         gradient_checkpointing=True, lora={"r": 4, "alpha": 8, "dropout": 0.1},
     )  # fmt: skip
 
     def train(name):
         places = {"output": tmp_path / name, "checkpoints": tmp_path / "checkpoints"}
-        finetune(tiny_model, records, images, settings=settings, seed=1, **places)
+        finetune(tiny_model, records, images, settings, seed=1, **places)
         return weights(tmp_path / name)
 
     whole = train("whole")

@@ -1,31 +1,24 @@
-"""Extract the activations of one shard with the reference model."""
+"""Extract the activations of one shard with the reference model.
+
+Reads the shard's records and the images. Writes the shard's activations, its rejected samples, and its sample metrics
+(an empty folder unless reference_model.sample_metrics is set).
+"""
 
 from pathlib import Path
 
-from coincide.jobs import start
+from coincide.workflow.job import start
 
-start(snakemake.log[0], snakemake.threads)
+config = start(snakemake)
 
-from coincide.activations import extract_shard
-from coincide.manifest import rejected_table
-from coincide.tables import write_table
+from coincide.base.tables import write_table
+from coincide.dataset.manifest import rejected_table
+from coincide.extraction.activations import extract_shard
 
-settings = snakemake.config[snakemake.wildcards.run]["reference_model"]
 rejected = extract_shard(
     Path(snakemake.input.shards) / f"shard-{snakemake.wildcards.shard}.jsonl",
     snakemake.input.images,
-    model_name=snakemake.params.name,
-    revision=snakemake.params.revision,
-    trust_remote_code=snakemake.params.trust_remote_code,
-    layers=snakemake.params.layers,
-    dtype=snakemake.params.dtype,
-    attention=snakemake.params.attention,
-    device=settings["device"],
-    batch_tokens=settings["batch_tokens"],
-    compiled=settings["compiled"],
-    max_tokens=snakemake.params.max_tokens,
-    output=snakemake.output.activations,
-    scores=snakemake.params.scores,
-    scores_output=snakemake.output.scores,
+    config.reference_model,
+    snakemake.output.activations,
+    snakemake.output.sample_metrics,
 )
 write_table(rejected_table(rejected), snakemake.output.rejected)

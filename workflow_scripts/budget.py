@@ -1,18 +1,17 @@
-"""Divide the budget of a fraction among the clusters."""
+"""Divide the budget of a fraction among the clusters.
 
-from coincide.jobs import start
+Reads the table of shares. Writes cluster and budget, one row per cluster.
+"""
 
-start(snakemake.log[0], snakemake.threads)
+from coincide.workflow.job import start
 
-from coincide.coreset import add_budget
-from coincide.tables import read_cluster_stats, write_table
+config = start(snakemake)
 
-stats = read_cluster_stats(
-    snakemake.input.centroids,
-    snakemake.input.transferability,
-    snakemake.input.density,
-    temperature=snakemake.params.temperature,
-    weigh_density=snakemake.params.weigh_density,
-)
-stats = add_budget(stats, float(snakemake.wildcards.fraction), temperature=snakemake.params.temperature)
-write_table(stats, snakemake.output[0])
+import pandas as pd
+
+from coincide.base.tables import write_table
+from coincide.selection.select import budget_table
+
+shares = pd.read_parquet(snakemake.input.shares)
+fraction = float(snakemake.wildcards.fraction)
+write_table(budget_table(shares, fraction, temperature=config.selection.temperature), snakemake.output[0])

@@ -1,23 +1,17 @@
-"""CLIP scores of one shard."""
+"""CLIP scores of one shard: how well the text of each sample fits its images.
+
+Reads the shard's records and the images. Writes sample_id, clip_score and embedding.
+"""
 
 from pathlib import Path
 
-from coincide.jobs import start
+from coincide.workflow.job import start
 
-start(snakemake.log[0], snakemake.threads)
+config = start(snakemake)
 
-from coincide.clip import score_shard
-from coincide.shards import read_shard
-from coincide.tables import write_table
+from coincide.base.tables import write_table
+from coincide.dataset.shards import read_shard
+from coincide.extraction.clip import score_shard
 
-settings = snakemake.config[snakemake.wildcards.run]["clip_model"]
-table = score_shard(
-    read_shard(Path(snakemake.input.shards) / f"shard-{snakemake.wildcards.shard}.jsonl"),
-    snakemake.input.images,
-    name=snakemake.params.name,
-    revision=snakemake.params.revision,
-    dtype=snakemake.params.dtype,
-    device=settings["device"],
-    batch_size=settings["batch_size"],
-)
-write_table(table, snakemake.output[0])
+samples = read_shard(Path(snakemake.input.shards) / f"shard-{snakemake.wildcards.shard}.jsonl")
+write_table(score_shard(samples, snakemake.input.images, config.clip_model), snakemake.output[0])

@@ -1,15 +1,17 @@
-"""One table of all that is known of each cluster, with its budget for each fraction."""
+"""One table of everything known about each cluster, with its budget for each fraction.
 
-from coincide.jobs import start
+Reads the table of shares and the budgets of all fractions. Writes their columns side by side.
+"""
 
-start(snakemake.log[0], snakemake.threads)
+from coincide.workflow.job import start
+
+config = start(snakemake)
 
 import pandas as pd
 
-from coincide.tables import write_table
+from coincide.base.tables import write_table
 
-budgets = [pd.read_parquet(path) for path in snakemake.input.budgets]
-stats = budgets[0].drop(columns="budget")
-for fraction, table in zip(snakemake.params.fractions, budgets):
-    stats[f"budget_{fraction}"] = table["budget"]
+stats = pd.read_parquet(snakemake.input.shares)
+for fraction, path in zip(snakemake.params.fractions, snakemake.input.budgets):
+    stats[f"budget_{fraction}"] = pd.read_parquet(path)["budget"]
 write_table(stats, snakemake.output[0])

@@ -1,21 +1,25 @@
-"""Cluster the activations by spherical k-means."""
+"""Cluster the activations by spherical k-means.
 
-from coincide.jobs import start
+Reads all activations. Writes the cluster of each sample with its similarity to the centroid, and the centroids.
+"""
 
-start(snakemake.log[0], snakemake.threads)
+from coincide.workflow.job import start
 
-from coincide.clusters import spherical_kmeans
-from coincide.storage import Activations
-from coincide.tables import clusters_table, write_centroids, write_table
+config = start(snakemake)
+
+from coincide.base.activation_store import Activations
+from coincide.base.tables import write_table
+from coincide.clustering.kmeans import clusters_table, spherical_kmeans, write_centroids
 
 activations = Activations(snakemake.input.activations)
+settings = config.clustering
 clustering = spherical_kmeans(
     activations,
-    snakemake.params.k,
-    iterations=snakemake.params.iterations,
-    seed=snakemake.params.seed,
-    backend=snakemake.params.backend,
-    fit_rows=snakemake.params.fit_rows,
+    settings.k,
+    iterations=settings.iterations,
+    seed=settings.seed,
+    backend=settings.backend,
+    fit_rows=settings.fit_rows,
 )
 write_table(clusters_table(activations.sample_ids, clustering), snakemake.output.clusters)
 write_centroids(clustering, snakemake.output.centroids)

@@ -1,17 +1,20 @@
-"""Compare the methods over all runs of the config."""
+"""Compare the methods over all runs of the config.
+
+Reads the summaries of all runs and the times of their jobs. Writes tables, figures and a text.
+"""
 
 from pathlib import Path
 
-from coincide.jobs import start
+from coincide.workflow.job import start
 
-start(snakemake.log[0], snakemake.threads)
+config = start(snakemake)
 
 import pandas as pd
 
-from coincide import figures
-from coincide.comparison import as_text, by_task, collect, costs, intervals, paired, ranks
-from coincide.files import replacing
-from coincide.summary import unlearned
+from coincide.base.files import replacing
+from coincide.reporting import figures
+from coincide.reporting.summary import unlearned
+from coincide.study.comparison import as_text, by_task, collect, costs, intervals, paired, ranks
 
 summaries = {Path(path).parent.name: pd.read_parquet(path) for path in snakemake.input.summaries}
 table = collect(summaries, snakemake.params.variants, learned_above=snakemake.params.learned_above)

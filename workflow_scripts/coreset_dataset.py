@@ -1,13 +1,16 @@
-"""Write the samples of a coreset in the format of a dataset that is not JSON: Parquet, tar, JSON lines."""
+"""Write the samples of a coreset in the format of a dataset that is not JSON: Parquet, tar, JSON lines.
 
-from coincide.jobs import start
+Reads coreset.parquet, the manifest and the dataset. Writes a folder of files with the names of the dataset's files.
+"""
 
-start(snakemake.log[0], snakemake.threads)
+from coincide.workflow.job import start
+
+config = start(snakemake)
 
 import pandas as pd
 
-from coincide.datasets import open_dataset, write_subset
-from coincide.tables import coreset_positions
+from coincide.base.tables import coreset_positions
+from coincide.dataset.formats import open_dataset, write_subset
 
 positions = coreset_positions(
     pd.read_parquet(snakemake.input.coreset, columns=["sample_id"]),

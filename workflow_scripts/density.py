@@ -1,25 +1,27 @@
-"""Density of the clusters of one group."""
+"""Density of the clusters of one group.
 
-from coincide.jobs import start
+Reads the activations and the clusters. Writes cluster and density, one row per cluster of the group.
+"""
 
-start(snakemake.log[0], snakemake.threads)
+from coincide.workflow.job import start
+
+config = start(snakemake)
 
 import pandas as pd
 
-from coincide.coreset import cluster_group
-from coincide.density import density
-from coincide.devices import pick_device
-from coincide.storage import Activations
-from coincide.tables import column_table, write_table
+from coincide.base.activation_store import Activations
+from coincide.base.devices import pick_device
+from coincide.base.tables import column_table, write_table
+from coincide.selection.density import density
+from coincide.selection.select import cluster_group
 
-settings = snakemake.config[snakemake.wildcards.run]["selection"]
 labels = pd.read_parquet(snakemake.input.clusters)["cluster"].to_numpy()
-group = cluster_group(labels, int(snakemake.wildcards.cluster_group), snakemake.params.cluster_groups)
+group = cluster_group(labels, int(snakemake.wildcards.cluster_group), config.selection.cluster_groups)
 values = density(
     Activations(snakemake.input.activations),
     labels,
-    gamma=snakemake.params.gamma,
+    gamma=config.selection.gamma,
     clusters=group,
-    device=pick_device(settings["device"]),
+    device=pick_device(config.selection.device),
 )
 write_table(column_table("density", values, group), snakemake.output[0])

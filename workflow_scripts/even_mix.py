@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from coincide.jobs import start
+from coincide.workflow.job import start
 
-start(snakemake.log[0], snakemake.threads)
+config = start(snakemake)
 
-from coincide.even_mix import write_even_mix
+from coincide.demo.even_mix import write_even_mix
 
-write_even_mix(Path(snakemake.output.train).parent, **snakemake.params.size)
+write_even_mix(Path(snakemake.output.train).parent, **config.even_mix.model_dump())

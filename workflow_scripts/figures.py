@@ -1,21 +1,24 @@
-"""Draw the figures of the report."""
+"""Draw the figures of the report.
 
-from coincide.jobs import start
+Reads the summary, the clusters and the coresets. Writes SVG files.
+"""
 
-start(snakemake.log[0], snakemake.threads)
+from coincide.workflow.job import start
+
+config = start(snakemake)
 
 import pandas as pd
 
-from coincide import figures
-from coincide.storage import Activations
-from coincide.tables import read_centroids
+from coincide.base.activation_store import Activations
+from coincide.clustering.kmeans import read_centroids
+from coincide.reporting import figures
 
 manifest = pd.read_parquet(snakemake.input.manifest)
 coresets = [
     (method, fraction, pd.read_parquet(path))
     for (method, fraction), path in zip(snakemake.params.selections, snakemake.input.coresets)
 ]
-blocks = Activations(snakemake.input.activations).text_columns if snakemake.params.blocks == "text" else None
+blocks = Activations(snakemake.input.activations).text_columns if config.selection.blocks == "text" else None
 figures.performance(pd.read_parquet(snakemake.input.summary), snakemake.output.performance)
 figures.budgets(pd.read_parquet(snakemake.input.cluster_stats), snakemake.output.budgets)
 figures.sources(manifest, coresets, snakemake.output.sources)

@@ -1,24 +1,23 @@
-"""Sort the dataset's rows into usable samples (manifest) and samples set aside (rejected)."""
+"""Divide the rows of the dataset into usable samples (manifest) and rejected ones.
 
-from coincide.jobs import start
+Reads the dataset and the images. Writes the two tables.
+"""
 
-start(snakemake.log[0], snakemake.threads)
+from coincide.workflow.job import start
 
-from coincide.datasets import open_dataset
-from coincide.manifest import build_manifest, check_rejected
-from coincide.tables import write_table
+config = start(snakemake)
 
-# k is looked at early, but the manifest does not depend on it
-clusters = snakemake.config[snakemake.wildcards.run]["clustering"]["k"]
+from coincide.base.tables import write_table
+from coincide.dataset.formats import open_dataset
+from coincide.dataset.manifest import build_manifest, check_rejected
+
 manifest, rejected = build_manifest(
     open_dataset(snakemake.input.annotations),
     snakemake.input.images,
-    shards=snakemake.params.shards,
-    clusters=clusters,
-    duplicate_ids=snakemake.params.duplicate_ids,
-    decode_images=snakemake.params.decode_images,
+    config.dataset,
+    clusters=config.clustering.k,  # only an early check: the manifest does not depend on it
     threads=snakemake.threads,
 )
 write_table(rejected, snakemake.output.rejected)
-check_rejected(rejected, len(manifest) + len(rejected), snakemake.params.max_rejected)
+check_rejected(rejected, len(manifest) + len(rejected), config.dataset.max_rejected)
 write_table(manifest, snakemake.output.manifest)

@@ -1,15 +1,19 @@
-"""Check every shard of activations and join them into one dataset, with its manifest."""
+"""Check every shard of activations and join them into one dataset.
 
-from coincide.jobs import start
+Reads the shards with their rejected samples and sample metrics. Writes activations, sample metrics, manifest and
+rejected samples of the whole dataset.
+"""
 
-start(snakemake.log[0], snakemake.threads)
+from coincide.workflow.job import start
+
+config = start(snakemake)
 
 import pandas as pd
 
-from coincide.manifest import check_rejected
-from coincide.merge import merge, split_rejected
-from coincide.scores import merge_scores
-from coincide.tables import write_table
+from coincide.base.tables import write_table
+from coincide.dataset.manifest import check_rejected
+from coincide.extraction.merge import merge, split_rejected
+from coincide.extraction.sample_metrics import merge_sample_metrics
 
 manifest, rejected = split_rejected(
     pd.read_parquet(snakemake.input.manifest),
@@ -17,7 +21,7 @@ manifest, rejected = split_rejected(
     [pd.read_parquet(path) for path in snakemake.input.shards_rejected],
 )
 write_table(rejected, snakemake.output.rejected)
-check_rejected(rejected, len(manifest) + len(rejected), snakemake.params.max_rejected)
+check_rejected(rejected, len(manifest) + len(rejected), config.dataset.max_rejected)
 merge(manifest, snakemake.input.shards, snakemake.output.activations)
-merge_scores(manifest["sample_id"], snakemake.input.shards_scores, snakemake.output.scores)
+merge_sample_metrics(manifest["sample_id"], snakemake.input.shards_sample_metrics, snakemake.output.sample_metrics)
 write_table(manifest, snakemake.output.manifest)

@@ -1,11 +1,11 @@
-"""Write the default mix: training and set-aside samples, images, evaluation questions."""
+"""Write the default mix: training samples, samples set aside, images, evaluation questions."""
 
 from pathlib import Path
 
-from coincide.jobs import start
+from coincide.workflow.job import start
 
-start(snakemake.log[0], snakemake.threads)
+config = start(snakemake)
 
-from coincide.mini_mix import write_mini_mix
+from coincide.demo.mini_mix import write_mini_mix
 
-write_mini_mix(Path(snakemake.output.train).parent, **snakemake.params.size)
+write_mini_mix(Path(snakemake.output.train).parent, **config.mini_mix.model_dump())

@@ -1,17 +1,20 @@
-"""Write each shard's records, so that an extraction job reads its own and no more."""
+"""Write the records of each shard, so that an extraction job reads only its records.
 
-from coincide.jobs import start
+Reads the dataset and the manifest. Writes one file of JSON lines per shard.
+"""
 
-start(snakemake.log[0], snakemake.threads)
+from coincide.workflow.job import start
+
+config = start(snakemake)
 
 import pandas as pd
 
-from coincide.datasets import open_dataset
-from coincide.shards import write_shards
+from coincide.dataset.formats import open_dataset
+from coincide.dataset.shards import write_shards
 
 write_shards(
     open_dataset(snakemake.input.annotations),
     pd.read_parquet(snakemake.input.manifest, columns=["sample_id", "shard", "position"]),
-    snakemake.params.shards,
+    config.dataset.shards,
     snakemake.output[0],
 )

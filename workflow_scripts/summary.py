@@ -1,28 +1,31 @@
-"""Scores of every model on every task, and relative performance."""
+"""Scores of every model on every task, and relative performance.
 
-from coincide.jobs import start
+Reads the results of all evaluations. Writes the table as Parquet and CSV, and a text with warnings.
+"""
 
-start(snakemake.log[0], snakemake.threads)
+from coincide.workflow.job import start
+
+config = start(snakemake)
 
 import pandas as pd
 
-from coincide.files import replacing
-from coincide.summary import as_text, read_results, relative_performance
-from coincide.tables import write_table
+from coincide.base.files import replacing
+from coincide.base.tables import write_table
+from coincide.reporting.summary import as_text, read_results, relative_performance
 
-summary = relative_performance(read_results(snakemake.input.results), learned_above=snakemake.params.learned_above)
+summary = relative_performance(read_results(snakemake.input.results), learned_above=config.evaluation.learned_above)
 write_table(summary, snakemake.output.parquet)
-with replacing(snakemake.output.csv) as part:
-    summary.to_csv(part, index=False)
-with replacing(snakemake.output.text) as part:
-    text = as_text(
-        summary,
-        pd.read_parquet(snakemake.input.rejected),
-        pd.read_parquet(snakemake.input.manifest, columns=["sample_id", "source"]),
-        {
-            selection: pd.read_parquet(path, columns=["sample_id"])
-            for selection, path in zip(snakemake.params.selections, snakemake.input.coresets)
-        },
-        report=snakemake.params.report,
-    )
-    part.write_text(text)
+with replacing(snakemake.output.csv) as path:
+    summary.to_csv(path, index=False)
+text = as_text(
+    summary,
+    pd.read_parquet(snakemake.input.rejected),
+    pd.read_parquet(snakemake.input.manifest, columns=["sample_id", "source"]),
+    {
+        selection: pd.read_parquet(path, columns=["sample_id"])
+        for selection, path in zip(snakemake.params.selections, snakemake.input.coresets)
+    },
+    report=snakemake.params.report,
+)
+with replacing(snakemake.output.text) as path:
+    path.write_text(text)

@@ -1,20 +1,23 @@
-"""Transferability of every cluster."""
+"""Transferability of every cluster.
 
-from coincide.jobs import start
+Reads the centroids. Writes cluster and transferability.
+"""
 
-start(snakemake.log[0], snakemake.threads)
+from coincide.workflow.job import start
 
-from coincide.devices import pick_device
-from coincide.storage import Activations
-from coincide.tables import column_table, read_centroids, write_table
-from coincide.transferability import transferability
+config = start(snakemake)
 
-settings = snakemake.config[snakemake.wildcards.run]["selection"]
+from coincide.base.activation_store import Activations
+from coincide.base.devices import pick_device
+from coincide.base.tables import column_table, write_table
+from coincide.clustering.kmeans import read_centroids
+from coincide.selection.transferability import transferability
+
 activations = Activations(snakemake.input.activations)
 values = transferability(
     read_centroids(snakemake.input.centroids),
-    blocks=activations.text_columns if snakemake.params.blocks == "text" else None,
-    exclude_above=snakemake.params.exclude_above,
-    device=pick_device(settings["device"]),
+    blocks=activations.text_columns if config.selection.blocks == "text" else None,
+    exclude_above=config.selection.exclude_above,
+    device=pick_device(config.selection.device),
 )
 write_table(column_table("transferability", values), snakemake.output[0])

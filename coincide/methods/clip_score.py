@@ -5,7 +5,7 @@ Samples without an image have no score: of them the same fraction is kept, drawn
 
 import numpy as np
 
-from coincide.methods import highest
+from coincide.selection.ranking import highest
 
 NEEDS = ("clip_scores",)
 

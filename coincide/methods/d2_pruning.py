@@ -10,9 +10,9 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from coincide.methods import nearest
+from coincide.selection.ranking import nearest
 
-NEEDS = ("scores",)
+NEEDS = ("sample_metrics",)
 
 
 def picks(
@@ -24,7 +24,7 @@ def picks(
     gamma: Annotated[float, Field(gt=0)] = 0.4,
 ):
     """Forward messages, then picks with reverse messages; see `messages`."""
-    margin = tables.scores["margin"].to_numpy(np.float64)
+    margin = tables.sample_metrics["margin"].to_numpy(np.float64)
     spread = np.ptp(margin)
     difficulty = (margin.max() - margin) / (spread or 1)
     squared, index = nearest(np.asarray(tables.embedding("mean"), np.float32), neighbours)

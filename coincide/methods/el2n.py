@@ -2,12 +2,12 @@
 
 from typing import Literal
 
-from coincide.methods import band
+from coincide.selection.ranking import band
 
-NEEDS = ("scores",)
+NEEDS = ("sample_metrics",)
 
 
 def picks(tables, count, *, seed, keep: Literal["top", "middle", "bottom"] = "middle"):
     """A band of the scores; which one is best depends on model and data."""
-    scores = tables.scores["el2n"]
+    scores = tables.sample_metrics["el2n"]
     return band(scores, count, keep), scores

@@ -4,12 +4,12 @@ from typing import Literal
 
 import numpy as np
 
-from coincide.methods import band
+from coincide.selection.ranking import band
 
-NEEDS = ("scores",)
+NEEDS = ("sample_metrics",)
 
 
 def picks(tables, count, *, seed, keep: Literal["top", "middle", "bottom"] = "middle"):
     """A band of exp(mean loss of the answer tokens)."""
-    scores = np.exp(tables.scores["loss"].astype(float))
+    scores = np.exp(tables.sample_metrics["loss"].astype(float))
     return band(scores, count, keep), scores

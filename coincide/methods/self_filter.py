@@ -1,7 +1,7 @@
 """Self-Filter (Chen et al. 2024): the samples that stay hard while the target model learns, unlike each other.
 
 Difficulty is read off a scoring network that is trained along with the target model on everything
-(`coincide.difficulty`), as a rule the dearest part of a comparison.
+(`coincide.training.difficulty`), as a rule the dearest part of a comparison.
 """
 
 import heapq
@@ -10,8 +10,8 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from coincide.methods import nearest
-from coincide.rows import unit_rows
+from coincide.base.rows import unit_rows
+from coincide.selection.ranking import nearest
 
 NEEDS = ("clip_scores", "difficulty")
 AHEAD = 8  # times as many neighbours are looked up at first, as those picked no longer count

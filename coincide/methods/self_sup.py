@@ -5,7 +5,7 @@ The prototypes are the run's own centroids.
 
 from typing import Literal
 
-from coincide.methods import band
+from coincide.selection.ranking import band
 
 NEEDS = ()
 

@@ -13,15 +13,15 @@ from pydantic import Field
 
 log = logging.getLogger(__name__)
 
-NEEDS = ("scores",)
+NEEDS = ("sample_metrics",)
 PAPERS_K = 10_000
 SAMPLES_A_CLUSTER = 66  # of the paper's K on LLaVA-665K
 
 
 def picks(tables, count, *, seed, k: Annotated[int, Field(ge=1)] | None = None):
     """The rows that are least like any that is kept before them; k: clusters, null for one a 66 samples."""
-    from coincide.clusters import spherical_kmeans
-    from coincide.rows import Rows
+    from coincide.base.rows import Rows
+    from coincide.clustering.kmeans import spherical_kmeans
 
     x = Rows(tables.embedding("last_token"))
     k = k or min(PAPERS_K, max(1, len(x) // SAMPLES_A_CLUSTER))
@@ -38,7 +38,7 @@ def likeness(x, labels, similarity):
     -1 for the farthest; ties in distance: the first row counts as farther. With a threshold of 1 - ε on
     it the rows that stay are those of the paper.
     """
-    from coincide.rows import map_clusters, members_by_cluster
+    from coincide.base.rows import map_clusters, members_by_cluster
 
     members = members_by_cluster(labels, labels.max() + 1)
     members = [m[np.argsort(similarity[m], kind="stable")] for m in members]  # the farthest first
@@ -50,7 +50,7 @@ def likeness(x, labels, similarity):
 
 def _earlier(rows, at_once=1024):
     """(n,) largest cosine of each row with those before it."""
-    from coincide.rows import unit_rows
+    from coincide.base.rows import unit_rows
 
     unit = unit_rows(rows.astype(np.float32))
     result = np.full(len(unit), -1.0)

@@ -12,9 +12,9 @@ import pytest
 import yaml
 from conftest import REPO, Workplace
 
-from coincide.jobs import STARTED
-from coincide.plan import attempts
-from coincide.status import cause
+from coincide.workflow.job import STARTED
+from coincide.workflow.plan import attempts
+from coincide.workflow.status import cause
 
 RUN = "results/small"
 CORESET = f"{RUN}/coresets/coincide/0.2/coreset.parquet"
@@ -196,7 +196,11 @@ def test_the_disk_full_while_a_shard_is_written(finished, ready):
         assert code != 0
         assert "No space left on device" in output
         text = subprocess.run(
-            [sys.executable, "-m", "coincide.status"], cwd=ready.folder, text=True, capture_output=True, check=True
+            [sys.executable, "-m", "coincide.workflow.status"],
+            cwd=ready.folder,
+            text=True,
+            capture_output=True,
+            check=True,
         ).stdout
         assert "FAILED activations (00000), attempt 1: its own error" in text
         assert "No space left on device" in text

@@ -1,0 +1,1 @@
+"""What several rooms use: files, tables, activations on disk, rows, threads, progress, devices, errors."""

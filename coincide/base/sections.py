@@ -1,0 +1,479 @@
+"""The sections of the config, as typed models that the stages take whole.
+
+Every field says whose results it changes: `stages=` names rules, and a section's `STAGES` holds for the fields
+that name none. A field marked `operational=True` changes no result (device, batch size, workers), `path=True` marks
+a file or folder that a rule declares as an input, and `expanded=True` a list that the rules expand into jobs (methods,
+fractions, seeds). What a stage depends on is derived from these marks (`coincide.workflow.stages`) and written down
+nowhere else.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, model_validator
+
+Count = Annotated[StrictInt, Field(ge=1)]
+Size = Annotated[StrictInt, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, strict=True)]
+Share = Annotated[float, Field(ge=0, le=1, strict=True)]
+Fraction = Annotated[float, Field(gt=0, le=1, strict=True)]
+Name = Annotated[StrictStr, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Dtype = Literal["float32", "float16", "bfloat16"]
+Device = Literal["auto", "cpu", "cuda"]
+
+
+def setting(
+    default: Any = ...,
+    description=None,
+    *,
+    stages=None,
+    operational=False,
+    path=False,
+    expanded=False,
+    **constraints,
+) -> Any:
+    """A field of a section: pydantic's Field with the mark that says whose results the field changes.
+
+    Args:
+        default: value where the config has none; ... for a field that must be given.
+        description: for the schema and config/README.md.
+        stages: rules whose results the field changes; None: those of the section.
+        operational: the field changes no result.
+        path: the field names a file or folder that a rule has among its inputs.
+        expanded: rules expand the field into jobs, so that each job depends on its own entry only.
+        constraints: further arguments of pydantic's Field.
+    """
+    marks = {"operational": operational, "path": path, "expanded": expanded, "stages": list(stages or ())}
+    mark: Any = {name: value for name, value in marks.items() if value}
+    return Field(default, description=description, json_schema_extra=mark or None, **constraints)
+
+
+class Section(BaseModel):
+    """A section of the config. Unknown keys are errors, so that a misspelt key is not silently a default."""
+
+    model_config = ConfigDict(extra="forbid")
+    STAGES: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def stages_of(cls, name: str) -> tuple[str, ...]:
+        """The stages whose results a field changes; none for an operational, path or expanded field."""
+        mark = cls.mark(name)
+        return tuple(mark.get("stages", () if mark else cls.STAGES))
+
+    @classmethod
+    def paths(cls) -> list[str]:
+        """Fields that name files or folders of the user's; the section's STAGES read them."""
+        return [name for name in cls.model_fields if cls.mark(name).get("path")]
+
+    @classmethod
+    def mark(cls, name: str) -> dict[str, Any]:
+        """The mark that `setting` put on a field."""
+        mark = cls.model_fields[name].json_schema_extra
+        return mark if isinstance(mark, dict) else {}
+
+    def results_depend_on(self, stage: str) -> dict[str, Any]:
+        """Values of the fields that change the results of a stage, as plain values, nested sections included."""
+        fields = [name for name in type(self).model_fields if stage in self.stages_of(name)]
+        return {name: _plain(getattr(self, name), stage) for name in fields}
+
+
+def _plain(value, stage):
+    if isinstance(value, Section):
+        return value.results_depend_on(stage)
+    if isinstance(value, list):
+        return [_plain(item, stage) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item, stage) for key, item in value.items()}
+    return value
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a model is loaded from: a hub name or a folder."""
+
+    name: str
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+    @classmethod
+    def of(cls, model) -> "Checkpoint":
+        """The checkpoint itself, or that of a hub name or folder."""
+        return model if isinstance(model, cls) else cls(str(model))
+
+
+class Dataset(Section):
+    """The dataset that samples are selected from."""
+
+    STAGES = ("manifest",)
+
+    annotations: StrictStr = setting(
+        description="LLaVA or ShareGPT .json or .jsonl; .parquet or .tar (WebDataset), or a folder of them", path=True
+    )
+    images: StrictStr | None = setting(
+        None, "folder that image names are relative to; null: the folder of annotations", path=True
+    )
+    shards: Count = setting(1, "number of extraction jobs", stages=("manifest", "shards"))
+    max_rejected: Share = setting(
+        0.01, "the run stops when more than this share of the samples is rejected", stages=("manifest", "merge")
+    )
+    duplicate_ids: Literal["reject", "digest"] = setting(
+        "reject", "reject later rows with an id that was seen before, or keep them under a digest of their content"
+    )
+    decode_images: StrictBool = setting(
+        True, "decode every image before any model runs, which finds truncated files; false: only check that they exist"
+    )
+
+    @model_validator(mode="after")
+    def _images_beside_annotations(self):
+        if self.images is None:
+            path = Path(self.annotations)
+            self.images = str(path if path.is_dir() else path.parent)
+        return self
+
+
+class MiniMix(Section):
+    """Size of the default dataset, which the workflow writes itself."""
+
+    STAGES = ("mini_mix",)
+
+    samples: Count = setting(21000, "samples to select from")
+    pretrain_samples: Count = setting(6000, "samples set aside to train the tiny models; never selected or asked")
+    test_samples: Count = setting(100, "questions per evaluation task")
+    validation_samples: Count = setting(100, "questions per validation task, on which settings may be tuned")
+    seed: Size = setting(0, "seed of the generated samples")
+
+
+class EvenMix(Section):
+    """Size of the second dataset that the workflow writes itself: many small tasks of even size."""
+
+    STAGES = ("even_mix",)
+
+    samples: Count = setting(9540, "samples to select from")
+    test_samples: Count = setting(12, "questions per evaluation task")
+    validation_samples: Count = setting(12, "questions per validation task, on which settings may be tuned")
+    seed: Size = setting(0, "seed of the generated samples")
+
+
+class Lora(Section):
+    """Low-rank adapters (peft)."""
+
+    STAGES = ("difficulty", "finetune_model", "tiny_model")
+
+    r: Count = setting(128, "rank of the adapters")
+    alpha: Count = setting(256, "scale of the adapters")
+    dropout: Share = setting(0.05, "dropout on the adapters' input")
+    target_modules: StrictStr | list[StrictStr] = setting(
+        r".*language_model.*\.(q|k|v|o|gate|up|down)_proj", "layers that get adapters: a pattern or a list, as in peft"
+    )
+    modules_to_save: list[StrictStr] = setting(
+        ["multi_modal_projector"], "modules that are trained in full alongside the adapters"
+    )
+
+
+class Training(Section):
+    """How a model is trained."""
+
+    STAGES = ("difficulty", "finetune_model", "tiny_model")
+
+    epochs: Positive = setting(1.0, "passes over the data")
+    batch_size: Count = setting(16, "samples per step, over all processes")
+    gradient_accumulation: Count = setting(1, "batches per optimizer step")
+    learning_rate: Positive = setting(description="peak learning rate")
+    projector_learning_rate: Positive | None = setting(
+        None, "learning rate of the projector between vision tower and decoder; null: learning_rate"
+    )
+    max_tokens: Count | None = setting(
+        None, "longer samples are truncated to this length, but never within their image tokens; null: no limit"
+    )
+    warmup: Share = setting(0.03, "share of the steps with a rising learning rate")
+    weight_decay: Annotated[float, Field(ge=0, strict=True)] = setting(0.0, "weight decay of AdamW")
+    adam_beta2: Annotated[float, Field(gt=0, lt=1, strict=True)] = setting(0.999, "beta2 of AdamW")
+    schedule: Literal["cosine", "linear", "constant_with_warmup"] = setting("cosine", "learning rate schedule")
+    dtype: Dtype = setting("float32", "dtype of the computation; weights are kept in float32")
+    device: Device = setting("auto", "auto: the GPU if there is one", operational=True)
+    save_every: Count = setting(200, "steps between checkpoints; a killed job resumes from the last", operational=True)
+    gradient_checkpointing: StrictBool = setting(False, "recompute activations in the backward pass to save memory")
+    loader_workers: Size = setting(
+        0, "processes that prepare batches; 0: the training process itself", operational=True
+    )
+    lora: Lora | None = setting(None, "low-rank adapters; null trains all weights")
+    processes: Count = setting(1, "processes per node, one per GPU", operational=True)
+    nodes: Count = setting(1, "nodes of the Slurm job", operational=True)
+    sharding: Literal["none", "fsdp"] = setting("none", "none: a full model on every GPU; fsdp: sharded over the GPUs")
+
+    @model_validator(mode="after")
+    def _batches_divide(self):
+        world_size = self.processes * self.nodes
+        if self.batch_size % world_size:
+            raise ValueError(f"batch_size {self.batch_size} is not divisible by {world_size} processes")
+        return self
+
+
+class Shape(Section):
+    """Size of a tiny model that the workflow builds itself."""
+
+    STAGES = ("tiny_model",)
+
+    vocabulary: Count = setting(1000, "tokens")
+    image_size: Count = setting(64, "pixels per side")
+    patch_size: Count = setting(16, "pixels per side of a patch")
+    vision_hidden: Count = setting(description="hidden size of the vision tower")
+    vision_layers: Count = setting(description="layers of the vision tower")
+    hidden: Count = setting(description="hidden size of the decoder")
+    layers: Count = setting(description="layers of the decoder")
+    heads: Count = setting(description="attention heads of both")
+
+    @model_validator(mode="after")
+    def _divides(self):
+        for key, divisor in (
+            ("image_size", self.patch_size),
+            ("hidden", self.heads),
+            ("vision_hidden", self.heads),
+        ):
+            if getattr(self, key) % divisor:
+                raise ValueError(f"{key} must be a multiple of {divisor}")
+        return self
+
+
+class TinyModel(Section):
+    """A tiny model that the workflow builds and trains briefly on samples set aside for it."""
+
+    STAGES = ("tiny_model",)
+
+    shape: Shape
+    training: Training
+    seed: Size = setting(0, "seed of the initial weights and of the training order")
+
+
+class ReferenceModel(Section):
+    """The small model whose activations are read."""
+
+    STAGES = ("activations",)
+
+    name: StrictStr = setting(description="hub name, or a folder", stages=("activations", "check_transfer"))
+    revision: StrictStr | None = setting(
+        None, "branch, tag or commit on the hub", stages=("activations", "check_transfer")
+    )
+    layers: list[StrictInt | Annotated[float, Field(gt=0, lt=1, strict=True)]] = setting(
+        min_length=1,
+        description="zero-based decoder layers, or fractions of depth: 0.5 is the layer that ends half-way",
+    )
+    dtype: Dtype = setting("float32", "dtype of weights and computation")
+    attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"] | None = setting(
+        None,
+        "attention implementation of transformers; null: its default, sdpa. With flash attention, samples of one image "
+        "do not share its tokens",
+    )
+    device: Device = setting("auto", "auto: the GPU if there is one", operational=True)
+    batch_tokens: Count | None = setting(
+        None,
+        "tokens per batch, padding included; null: 2,048 on a CPU, 16,384 on a GPU. Halved when memory runs out",
+        operational=True,
+    )
+    max_tokens: Count = setting(2048, "longer samples are rejected")
+    compiled: StrictBool = setting(False, "torch.compile the layers whose outputs are not read", operational=True)
+    trust_remote_code: StrictBool = setting(
+        False, "run Python code that the checkpoint ships", stages=("activations", "check_transfer")
+    )
+    sample_metrics: StrictBool = setting(
+        False,
+        "also compute the per-sample metrics that some methods need (loss, EL2N, margin, embeddings); the whole model "
+        "runs instead of stopping after the last layer that is read",
+    )
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """Where the model is loaded from."""
+        return Checkpoint(self.name, self.revision, self.trust_remote_code)
+
+
+class ClipModel(Section):
+    """The CLIP model that clip_score and self_filter need; only loaded when one of them is selected."""
+
+    STAGES = ("clip_scores",)
+
+    name: StrictStr = setting("openai/clip-vit-large-patch14-336", "hub name, or a folder")
+    revision: StrictStr | None = setting(None, "branch, tag or commit on the hub")
+    dtype: Dtype = setting("float32", "dtype of weights and computation")
+    device: Device = setting("auto", "auto: the GPU if there is one", operational=True)
+    batch_size: Count = setting(64, "samples per batch", operational=True)
+
+
+class Clustering(Section):
+    """Spherical k-means."""
+
+    STAGES = ("clusters",)
+
+    k: Count = setting(description="number of clusters; the paper has about one per 66 samples")
+    iterations: Count = setting(50, "maximum number of Lloyd iterations")
+    seed: Size = setting(0, "seed of the first centroids", stages=("clusters", "picks"))
+    backend: Literal["auto", "memory", "stream", "faiss", "torch", "cuml"] = setting(
+        "auto", "auto: cuml or torch on GPUs; on a CPU memory, or stream when the rows exceed 8 GiB"
+    )
+    fit_rows: Count | None = setting(
+        None, "fit on a random sample of this many rows, then assign all; null: fit on all"
+    )
+
+
+class Selection(Section):
+    """Which samples are kept."""
+
+    fractions: list[Fraction] = setting(min_length=1, description="shares of the dataset to keep", expanded=True)
+    methods: list[StrictStr] = setting(
+        ["coincide", "random"],
+        "coincide, or a baseline of coincide/methods (docs/methods.md)",
+        min_length=1,
+        expanded=True,
+    )
+    method_settings: dict[StrictStr, dict[str, Any]] = setting(
+        {}, "settings per baseline, such as el2n: {keep: top}", expanded=True
+    )
+    temperature: Positive = setting(0.1, "τ of the softmax over clusters", stages=("shares", "budget"))
+    gamma: Positive = setting(1.0, "width of the Gaussian kernel", stages=("density", "picks"))
+    weigh_density: StrictBool = setting(
+        True, "false: shares by transferability alone, for ablations", stages=("shares",)
+    )
+    within: Literal["mmd", "random"] = setting(
+        "mmd", "how members of a cluster are picked; random for ablations", stages=("picks",)
+    )
+    cluster_groups: Count = setting(
+        1, "jobs among which density and picks are divided; the results are the same", stages=("density", "picks")
+    )
+    blocks: Literal["text", "all"] = setting(
+        "text",
+        "blocks of the centroids that transferability compares; text: as in the published code",
+        stages=("transferability", "figures", "check_transfer"),
+    )
+    exclude_above: Annotated[float, Field(ge=-1, le=1, strict=True)] = setting(
+        0.9, "clusters with a cosine above this are near-copies and left out of the mean", stages=("transferability",)
+    )
+    device: Device = setting("auto", "device of transferability, density and picks", operational=True)
+    seed: Size = setting(0, "seed of the methods that draw at random", stages=("difficulty", "method_coreset"))
+
+
+class TargetModel(Section):
+    """The large model that is finetuned."""
+
+    STAGES = ("difficulty", "finetune_model")
+
+    name: StrictStr = setting(description="hub name, or a folder")
+    label: Name = setting("target", "name of the model in paths and tables", expanded=True)
+    revision: StrictStr | None = setting(None, "branch, tag or commit on the hub")
+    trust_remote_code: StrictBool = setting(False, "run Python code that the checkpoint ships")
+    seeds: list[Size] = setting([0], "one finetuned model per seed", min_length=1, expanded=True)
+    full: StrictBool = setting(
+        True, "also finetune on the full data, against which relative performance is measured", expanded=True
+    )
+    training: Training
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """Where the model is loaded from."""
+        return Checkpoint(self.name, self.revision, self.trust_remote_code)
+
+
+class TaskGroup(Section):
+    """Tasks that one job evaluates."""
+
+    STAGES = ("evaluate_model",)
+
+    name: Name = setting(description="name of the group in paths")
+    tasks: list[StrictStr] = setting(min_length=1, description="lmms-eval tasks or groups")
+
+
+class Evaluation(Section):
+    """Evaluation of the finetuned models with lmms-eval."""
+
+    STAGES = ("evaluate_model",)
+
+    groups: list[TaskGroup] = setting(min_length=1, description="one job per model and group", expanded=True)
+    include_path: StrictStr | None = setting(None, "folder of task files in addition to those of lmms-eval")
+    backend: StrictStr = setting("coincide", "model class of lmms-eval: coincide (batched), or one that it ships")
+    python: StrictStr | None = setting(
+        None, "Python of another environment that has lmms-eval; null: the workflow's environment"
+    )
+    batch_size: Count = setting(32, "questions per batch", operational=True)
+    device: Device = setting("auto", "auto: the GPU if there is one", operational=True)
+    dtype: Dtype = setting("float32", "dtype of weights and computation")
+    limit: Count | None = setting(None, "only the first questions of each task, for a quick look")
+    learned_above: Annotated[float, Field(ge=0)] = setting(
+        0.0,
+        "tasks on which the full-data model scores no higher are left out of the average relative performance, since a "
+        "ratio to a score at chance is noise; 0: all tasks count, as in the paper",
+        stages=("summary", "comparison"),
+    )
+
+
+class TransferCheck(Section):
+    """Measures the premise of the method: finetune on one cluster, evaluate on the others."""
+
+    STAGES = ("check_transfer",)
+
+    clusters: Annotated[StrictInt, Field(ge=3)] = setting(16, "clusters, drawn at random")
+    samples: Count = setting(32, "samples per cluster to train on, and as many to evaluate on")
+    epochs: Positive = setting(2.0, "passes over a cluster's samples")
+    batch_size: Count = setting(8, "samples per step")
+    learning_rate: Positive = setting(1e-4, "peak learning rate")
+    device: Device = setting("auto", "auto: the GPU if there is one", operational=True)
+    seed: Size = setting(0, "seed of the draws and of the training")
+
+
+class Modules(Section):
+    """Environment modules that the stages load, with Snakemake's option `--sdm env-modules`."""
+
+    dataset: list[StrictStr] = setting([], operational=True)
+    extraction: list[StrictStr] = setting([], operational=True)
+    selection: list[StrictStr] = setting([], operational=True)
+    training: list[StrictStr] = setting([], operational=True)
+    evaluation: list[StrictStr] = setting([], operational=True)
+    reporting: list[StrictStr] = setting([], operational=True)
+
+
+class Run(Section):
+    """One of several runs: its name, and the settings in which it differs from the rest of the config."""
+
+    run: Name = setting(description="results go to results/<run>/")
+    dataset: dict[str, Any] = {}
+    reference_model: dict[str, Any] = {}
+    clustering: dict[str, Any] = {}
+    selection: dict[str, Any] = {}
+    target_model: dict[str, Any] = {}
+    evaluation: dict[str, Any] = {}
+
+
+class Config(Section):
+    """A whole run."""
+
+    run: Name = setting(description="results go to results/<run>/")
+    runs: list[Run] = setting([], "several runs instead of one; what they have in common is computed once")
+    replicates: list[Size] = setting(
+        [], "seeds: each run is repeated per seed, with its own clusters, draws and training"
+    )
+    variant: StrictStr = setting("", "label that tells runs apart in a comparison; filled in for replicates")
+    replicate: Size = setting(0, "number of the run among the replicates of its variant; filled in")
+    dataset: Dataset
+    reference_model: ReferenceModel
+    clustering: Clustering
+    selection: Selection
+    target_model: TargetModel
+    evaluation: Evaluation
+    transfer_check: TransferCheck = TransferCheck()
+    mini_mix: MiniMix = MiniMix()
+    even_mix: EvenMix = EvenMix()
+    clip_model: ClipModel = ClipModel()
+    tiny_models: dict[Literal["reference", "target", "clip"], TinyModel] = {}
+    modules: Modules = Modules()
+
+    @model_validator(mode="after")
+    def _no_duplicates(self):
+        for key, values in (
+            ("replicates", self.replicates),
+            ("selection.fractions", self.selection.fractions),
+            ("selection.methods", self.selection.methods),
+            ("target_model.seeds", self.target_model.seeds),
+            ("evaluation.groups", [group.name for group in self.evaluation.groups]),
+        ):
+            if len(set(values)) < len(values):
+                raise ValueError(f"{key}: duplicate value; remove one")
+        return self

@@ -1,0 +1,1 @@
+"""Spherical k-means over activations (paper section 3.2)."""

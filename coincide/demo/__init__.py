@@ -1,0 +1,1 @@
+"""The datasets and small models that the default config builds for itself."""

@@ -1,0 +1,1 @@
+"""Evaluation of finetuned models with lmms-eval."""

@@ -1,0 +1,5 @@
+"""How lmms-eval finds this project's model: the entry point in pyproject.toml names MANIFEST."""
+
+from lmms_eval.models.registry_v2 import ModelManifest
+
+MANIFEST = ModelManifest(model_id="coincide", simple_class_path="coincide.evaluation.lmms_model.BatchedLlava")

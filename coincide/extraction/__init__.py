@@ -1,0 +1,1 @@
+"""Activations of the reference model, one job per shard, and their merge."""

@@ -1,0 +1,1 @@
+"""Summary of scores, figures, and the report."""

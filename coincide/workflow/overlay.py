@@ -1,0 +1,77 @@
+"""Configs with several runs: each run is an overlay on the rest of the config, repeated for each replicate."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import ValidationError
+
+from coincide.base.sections import Config, Run
+from coincide.workflow.config import ConfigError, check_config, problem_line
+
+
+def check_runs(values: dict[str, Any], *, files: bool = True) -> dict[str, Config]:
+    """Check a config that may list several runs.
+
+    A run of `runs` is the rest of the config, overlaid with the run's settings: mappings are merged, anything else is
+    replaced. With `replicates`, run `x` becomes `x-0`, `x-1`, …, one per seed.
+
+    Args:
+        values: the config as read from YAML.
+        files: also check the files and folders that it names.
+
+    Returns:
+        dict of run -> Config, in the order of the config.
+
+    Raises:
+        ConfigError: one message with every wrong key of every run.
+    """
+    if not values.get("runs"):
+        single = {**values, "runs": []}
+        config = check_config(single, files=files)
+        return {run: check_config(replicate, files=False) for run, replicate in _replicates(single, config, "")}
+    common = {key: value for key, value in values.items() if key != "runs"}
+    configs: dict[str, Config] = {}
+    problems: list[str] = []
+    for i, settings in enumerate(values["runs"]):
+        try:
+            run = Run.model_validate(settings)
+            merged = {"replicate": i, **_overlaid(common, settings)}
+            config = check_config(merged, files=files)
+        except ValidationError as error:
+            problems += [f"runs[{i}].{problem_line(e, Run)}" for e in error.errors()]
+            continue
+        except ConfigError as error:
+            problems += [f"runs[{i}] ({run.run}): {line}" for line in error.problems]
+            continue
+        variant = run.run if i else ""  # the others are variants of the first run
+        for name, replicate in _replicates(merged, config, variant):
+            if name in configs:
+                problems.append(f"runs[{i}].run: duplicate run {name}; rename one")
+            configs[name] = check_config(replicate, files=False)
+    if problems:
+        raise ConfigError(problems)
+    return configs
+
+
+def _replicates(values, config, variant) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(run, unchecked config) of each replicate of a run; the run itself if there are none."""
+    if not config.replicates:
+        yield config.run, values
+    for number, seed in enumerate(config.replicates):
+        settings = {
+            "run": f"{config.run}-{seed}",
+            "variant": variant,
+            "replicate": number,
+            "clustering": {"seed": seed},
+            "selection": {"seed": seed},
+            "target_model": {"seeds": [seed]},
+        }
+        yield settings["run"], _overlaid(values, settings)
+
+
+def _overlaid(values, settings):
+    merged = dict(values)
+    for key, value in settings.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _overlaid(merged[key], value) if both else value
+    return merged

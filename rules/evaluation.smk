@@ -1,0 +1,30 @@
+# Evaluation with lmms-eval, one job per model and task group.
+
+
+rule evaluate_model:
+    input:
+        model=stage_output(
+            "finetune_model", "models/{target}/{method}/{fraction}/{seed}"
+        ),
+        questions=lambda wildcards: question_folders(
+            runs.tasks(wildcards.run, wildcards.group)
+        ),
+    output:
+        results="results/{run}/evaluations/{target}/{method}/{fraction}/{seed}/{group}/results.json",
+        samples=directory(
+            "results/{run}/evaluations/{target}/{method}/{fraction}/{seed}/{group}/samples"
+        ),
+    log:
+        "results/{run}/logs/evaluate_model/{target}-{method}-{fraction}-{seed}-{group}.log",
+    benchmark:
+        "results/{run}/benchmarks/evaluate_model/{target}-{method}-{fraction}-{seed}-{group}.tsv"
+    conda:
+        "../envs/evaluation.yaml"
+    envmodules:
+        *MODULES.evaluation,
+    threads: half_of_cores
+    params:
+        **settings("evaluate_model"),
+        tasks=lambda wildcards: runs.tasks(wildcards.run, wildcards.group),
+    script:
+        "../workflow_scripts/evaluate_model.py"

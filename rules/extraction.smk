@@ -1,0 +1,84 @@
+# Activations of the reference model, one job per shard, and their merge; CLIP scores.
+
+
+rule activations:
+    input:
+        shards=stage_output("shards", "shards"),
+        images=input_folder("dataset.images"),
+        model=model_files("reference_model"),
+    output:
+        activations="results/{run}/activations/shard-{shard}.parquet",
+        rejected="results/{run}/activations/shard-{shard}.rejected.parquet",
+        sample_metrics=directory(
+            "results/{run}/activations/shard-{shard}.sample_metrics"
+        ),
+    log:
+        "results/{run}/logs/activations/{shard}.log",
+    benchmark:
+        "results/{run}/benchmarks/activations/{shard}.tsv"
+    conda:
+        "../envs/extraction.yaml"
+    envmodules:
+        *MODULES.extraction,
+    threads: half_of_cores
+    params:
+        **settings("activations"),
+    script:
+        "../workflow_scripts/activations.py"
+
+
+rule merge:
+    input:
+        manifest=stage_output("manifest", "samples/manifest.parquet"),
+        rejected=stage_output("manifest", "samples/rejected.parquet"),
+        shards=stage_output(
+            "activations", "activations/shard-{shard}.parquet", shard=shards
+        ),
+        shards_rejected=stage_output(
+            "activations", "activations/shard-{shard}.rejected.parquet", shard=shards
+        ),
+        shards_sample_metrics=stage_output(
+            "activations", "activations/shard-{shard}.sample_metrics", shard=shards
+        ),
+    output:
+        activations=directory("results/{run}/activations.parquet"),
+        manifest="results/{run}/manifest.parquet",
+        sample_metrics=directory("results/{run}/sample_metrics"),
+        rejected="results/{run}/rejected.parquet",
+    log:
+        "results/{run}/logs/merge.log",
+    benchmark:
+        "results/{run}/benchmarks/merge.tsv"
+    # a shard that it moves aside has to be computed first
+    retries: 0
+    conda:
+        "../envs/extraction.yaml"
+    envmodules:
+        *MODULES.extraction,
+    params:
+        **settings("merge"),
+    script:
+        "../workflow_scripts/merge.py"
+
+
+rule clip_scores:
+    input:
+        shards=stage_output("shards", "shards"),
+        images=input_folder("dataset.images"),
+        model=model_files("clip_model"),
+    output:
+        "results/{run}/clip_scores/shard-{shard}.parquet",
+    log:
+        "results/{run}/logs/clip_scores/{shard}.log",
+    benchmark:
+        "results/{run}/benchmarks/clip_scores/{shard}.tsv"
+    priority: 1
+    conda:
+        "../envs/extraction.yaml"
+    envmodules:
+        *MODULES.extraction,
+    threads: half_of_cores
+    params:
+        **settings("clip_scores"),
+    script:
+        "../workflow_scripts/clip_scores.py"

@@ -1,0 +1,114 @@
+# Summary of the scores, figures, and the report.
+
+
+rule summary:
+    input:
+        results=lambda wildcards: evaluations(wildcards.run),
+        rejected=stage_output("merge", "rejected.parquet"),
+        manifest=stage_output("merge", "manifest.parquet"),
+        coresets=lambda wildcards: coresets(wildcards.run, "coreset.parquet"),
+    output:
+        parquet="results/{run}/summary.parquet",
+        csv=report(
+            "results/{run}/summary.csv",
+            caption="../docs/captions/summary.rst",
+            category="Scores",
+            labels={"table": "scores and relative performance"},
+        ),
+        text="results/{run}/summary.md",
+    log:
+        "results/{run}/logs/summary.log",
+    benchmark:
+        "results/{run}/benchmarks/summary.tsv"
+    conda:
+        "../envs/reporting.yaml"
+    envmodules:
+        *MODULES.reporting,
+    params:
+        **settings("summary"),
+        report="results/{run}/report.html",
+        selections=lambda wildcards: selections(wildcards.run),
+    script:
+        "../workflow_scripts/summary.py"
+
+
+rule figures:
+    input:
+        summary="results/{run}/summary.parquet",
+        cluster_stats="results/{run}/cluster_stats.parquet",
+        centroids=stage_output("clusters", "centroids.parquet"),
+        activations=stage_output("merge", "activations.parquet"),
+        manifest=stage_output("merge", "manifest.parquet"),
+        coresets=lambda wildcards: coresets(wildcards.run, "coreset.parquet"),
+    output:
+        performance=report(
+            "results/{run}/figures/performance.svg",
+            caption="../docs/captions/performance.rst",
+            category="Scores",
+            labels={"figure": "relative performance against fraction"},
+        ),
+        budgets=report(
+            "results/{run}/figures/budgets.svg",
+            caption="../docs/captions/budgets.rst",
+            category="Selection",
+            labels={"figure": "cluster sizes against budgets"},
+        ),
+        sources=report(
+            "results/{run}/figures/sources.svg",
+            caption="../docs/captions/sources.rst",
+            category="Selection",
+            labels={"figure": "make-up of the coresets by source"},
+        ),
+        similarity=report(
+            "results/{run}/figures/similarity.svg",
+            caption="../docs/captions/similarity.rst",
+            category="Selection",
+            labels={"figure": "similarity of the clusters"},
+        ),
+    log:
+        "results/{run}/logs/figures.log",
+    benchmark:
+        "results/{run}/benchmarks/figures.tsv"
+    conda:
+        "../envs/reporting.yaml"
+    envmodules:
+        *MODULES.reporting,
+    params:
+        **settings("figures"),
+        selections=lambda wildcards: selections(wildcards.run),
+    script:
+        "../workflow_scripts/figures.py"
+
+
+rule write_report:
+    input:
+        summary="results/{run}/summary.parquet",
+        rejected=stage_output("merge", "rejected.parquet"),
+        manifest=stage_output("merge", "manifest.parquet"),
+        clusters=stage_output("clusters", "clusters.parquet"),
+        cluster_stats="results/{run}/cluster_stats.parquet",
+        coreset=lambda wildcards: coresets(wildcards.run, "coreset.parquet")[0],
+        annotations=input_file("dataset.annotations"),
+        images=input_folder("dataset.images"),
+        performance="results/{run}/figures/performance.svg",
+        budgets="results/{run}/figures/budgets.svg",
+        sources="results/{run}/figures/sources.svg",
+        similarity="results/{run}/figures/similarity.svg",
+    output:
+        report(
+            "results/{run}/report.html",
+            caption="../docs/captions/report.rst",
+            category="Report",
+            labels={"page": "the whole report"},
+        ),
+    log:
+        "results/{run}/logs/write_report.log",
+    conda:
+        "../envs/reporting.yaml"
+    envmodules:
+        *MODULES.reporting,
+    params:
+        benchmarks=lambda wildcards: benchmark_folders(wildcards.run),
+        shared=lambda wildcards: runs.shared(wildcards.run),
+    script:
+        "../workflow_scripts/write_report.py"

@@ -1,0 +1,61 @@
+# Runs side by side, and the premise of the method.
+
+
+# All runs of the config side by side
+rule comparison:
+    input:
+        summaries=expand("results/{run}/summary.parquet", run=runs),
+    output:
+        text=f"{COMPARISON}/comparison.md",
+        intervals=f"{COMPARISON}/intervals.csv",
+        paired=f"{COMPARISON}/paired.csv",
+        ranks=f"{COMPARISON}/ranks.csv",
+        costs=f"{COMPARISON}/costs.csv",
+        curves=f"{COMPARISON}/curves.svg",
+        pareto=f"{COMPARISON}/pareto.svg",
+        tasks=f"{COMPARISON}/tasks.svg",
+    log:
+        f"{COMPARISON}/comparison.log",
+    benchmark:
+        f"{COMPARISON}/comparison.tsv"
+    conda:
+        "../envs/reporting.yaml"
+    envmodules:
+        *MODULES.reporting,
+    params:
+        benchmarks={run: shared_benchmark_folders(run) for run in runs},
+        variants={
+            run: (runs.setting(run, "variant"), runs.setting(run, "replicate"))
+            for run in runs
+        },
+        learned_above=ANY_RUN.evaluation.learned_above,
+    script:
+        "../workflow_scripts/comparison.py"
+
+
+# The premise of the method, measured: finetune on one cluster, evaluate on the others
+rule check_transfer:
+    input:
+        activations=stage_output("merge", "activations.parquet"),
+        clusters=stage_output("clusters", "clusters.parquet"),
+        centroids=stage_output("clusters", "centroids.parquet"),
+        shards=stage_output("shards", "shards"),
+        images=input_folder("dataset.images"),
+        model=model_files("reference_model"),
+    output:
+        pairs="results/{run}/transfer_check/pairs.parquet",
+        text="results/{run}/transfer_check/transfer_check.md",
+        figure="results/{run}/transfer_check/transfer.svg",
+    log:
+        "results/{run}/logs/check_transfer.log",
+    benchmark:
+        "results/{run}/benchmarks/check_transfer.tsv"
+    conda:
+        "../envs/training.yaml"
+    envmodules:
+        *MODULES.training,
+    threads: 64
+    params:
+        **settings("check_transfer"),
+    script:
+        "../workflow_scripts/check_transfer.py"

@@ -1,0 +1,71 @@
+# The targets that people ask for: snakemake … estimate | select | finetune | evaluate | report | comparison |
+# transfer_check. Where a target has the word of a stage, the rule that does the work is a verb with its object:
+# finetune is every finetune_model.
+
+
+localrules:
+    all,
+    estimate,
+    select,
+    finetune,
+    evaluate,
+    report,
+    transfer_check,
+
+
+rule estimate:
+    input:
+        expand("results/{run}/estimate.md", run=runs),
+
+
+rule select:
+    input:
+        [coresets(run, "coreset.json") for run in runs],
+        [coreset_datasets(run) for run in runs],
+        expand("results/{run}/cluster_stats.parquet", run=runs),
+
+
+rule finetune:
+    input:
+        [finetuned_models(run) for run in runs],
+
+
+rule evaluate:
+    input:
+        [evaluations(run) for run in runs],
+
+
+rule report:
+    input:
+        expand("results/{run}/report.html", run=runs),
+
+
+rule transfer_check:
+    input:
+        expand("results/{run}/transfer_check/transfer_check.md", run=runs),
+
+
+# What a run will cost, measured before it starts
+rule estimate_cost:
+    input:
+        manifest=stage_output("manifest", "samples/manifest.parquet"),
+        annotations=input_file("dataset.annotations"),
+        images=input_folder("dataset.images"),
+        model=model_files("reference_model"),
+        target=model_files("target_model"),
+        questions=lambda wildcards: question_folders(tasks_of(wildcards.run)),
+    output:
+        "results/{run}/estimate.md",
+    log:
+        "results/{run}/logs/estimate_cost.log",
+    conda:
+        "../envs/evaluation.yaml"
+    envmodules:
+        *MODULES.evaluation,
+    threads: half_of_cores
+    params:
+        samples=256,
+        selections=lambda wildcards: selections(wildcards.run),
+        tasks=lambda wildcards: tasks_of(wildcards.run),
+    script:
+        "../workflow_scripts/estimate_cost.py"

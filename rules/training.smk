@@ -1,0 +1,54 @@
+# Finetuning of the target model, one job per method, fraction and seed; difficulty, for self_filter.
+
+
+rule finetune_model:
+    input:
+        coreset=stage_output(
+            "coreset_json", "coresets/{method}/{fraction}/coreset.json"
+        ),
+        images=input_folder("dataset.images"),
+        model=model_files("target_model"),
+    output:
+        directory("results/{run}/models/{target}/{method}/{fraction}/{seed}"),
+    log:
+        "results/{run}/logs/finetune_model/{target}-{method}-{fraction}-{seed}.log",
+    benchmark:
+        "results/{run}/benchmarks/finetune_model/{target}-{method}-{fraction}-{seed}.tsv"
+    conda:
+        "../envs/training.yaml"
+    envmodules:
+        *MODULES.training,
+    threads: half_of_cores
+    params:
+        **settings("finetune_model"),
+        checkpoints="results/{run}/checkpoints",
+    script:
+        "../workflow_scripts/finetune_model.py"
+
+
+rule difficulty:
+    input:
+        manifest=stage_output("merge", "manifest.parquet"),
+        records=full_coreset("coreset.json"),
+        clip_scores=stage_output(
+            "clip_scores", "clip_scores/shard-{shard}.parquet", shard=shards
+        ),
+        images=input_folder("dataset.images"),
+        model=model_files("target_model"),
+    output:
+        "results/{run}/difficulty.parquet",
+    log:
+        "results/{run}/logs/difficulty.log",
+    benchmark:
+        "results/{run}/benchmarks/difficulty.tsv"
+    priority: 1
+    conda:
+        "../envs/training.yaml"
+    envmodules:
+        *MODULES.training,
+    threads: half_of_cores
+    params:
+        **settings("difficulty"),
+        checkpoints="results/{run}/checkpoints/difficulty",
+    script:
+        "../workflow_scripts/difficulty.py"

@@ -1,0 +1,327 @@
+"""Spherical k-means against a plain one at every iteration, and its edge cases."""
+
+import sys
+from functools import partial
+from itertools import pairwise
+from types import SimpleNamespace
+
+import numba
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import coincide
+from coincide.base.activation_store import Activations, write_activations
+from coincide.base.rows import Rows, unit_rows
+from coincide.clustering import kmeans as clusters
+from coincide.clustering import lloyd
+from coincide.clustering import lloyd_gpu as device_lloyd
+from coincide.clustering.init import _Nearness, draw_rows, first_centroids
+from coincide.clustering.lloyd import Lloyd
+from coincide.clustering.lloyd_gpu import DeviceLloyd
+
+EVERY_WAY = [
+    partial(Lloyd, int8=True),
+    partial(Lloyd, int8=True, keep=True),
+    partial(Lloyd, int8=False),
+    # the numbers of half-precision products with float32 sums, on the CPU
+    partial(DeviceLloyd, devices=["cpu"]),
+    partial(DeviceLloyd, devices=["cpu", "cpu"], resident=False),
+]
+
+
+def blobs(n=300, k=6, d=8, seed=0):
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(k, d)) * 3
+    truth = rng.integers(0, k, n)
+    return (centres[truth] + rng.normal(size=(n, d)) * 0.1).astype(np.float32), truth
+
+
+def cloud(n=700, d=24, seed=0, dtype=np.float16):
+    """Rows without groups around a common mean: many close calls."""
+    rng = np.random.default_rng(seed)
+    return (rng.normal(size=d) + 0.8 * rng.normal(size=(n, d))).astype(dtype)
+
+
+def plain_lloyd(x, centroids, iterations):
+    """Labels and centroids of plain Lloyd at every iteration, dot products and sums in float64."""
+    unit = unit_rows(x.astype(np.float64))
+    for _ in range(iterations):
+        labels = (unit @ centroids.T.astype(np.float64)).argmax(axis=1)
+        sums = np.stack([unit[labels == c].sum(axis=0) for c in range(len(centroids))])
+        centroids = np.where((labels == np.arange(len(centroids))[:, None]).any(1)[:, None], unit_rows(sums), centroids)
+        centroids = centroids.astype(np.float32)
+        yield labels, centroids, np.linalg.norm(sums, axis=1).sum() / len(x)
+
+
+def stored(folder, x, parts=5):
+    blocks = (([str(i) for i in part], x[part]) for part in np.array_split(np.arange(len(x)), parts))
+    write_activations(folder / "a.parquet", blocks, dimension=x.shape[1], metadata={"hidden_size": x.shape[1] // 2})
+    return Activations(folder / "a.parquet")
+
+
+@pytest.mark.parametrize("how", EVERY_WAY)
+@pytest.mark.parametrize(("dtype", "k"), [(np.float16, 25), (np.float32, 25), (np.float16, 3)])
+def test_labels_are_those_of_plain_lloyd_at_every_iteration(how, dtype, k, monkeypatch):
+    monkeypatch.setattr(lloyd, "READ", 97)
+    monkeypatch.setattr(device_lloyd, "BLOCK", 97)
+    monkeypatch.setattr(device_lloyd, "AT_ONCE", 24 * 8 * 31)
+    x = cloud(dtype=dtype)
+    seeds = unit_rows(x[:k].astype(np.float32))
+    state, before, spared = how(Rows(x), seeds), 0, how.func is DeviceLloyd
+    for labels, centroids, objective in plain_lloyd(x, seeds, 40):
+        state.assign()
+        assert (state.labels == labels).all()
+        spared |= state.work < 0.5
+        assert state.update() == pytest.approx(objective, abs=1e-7)
+        assert objective >= before - 1e-9
+        np.testing.assert_allclose(state.centroids, centroids, atol=2e-6)
+        assert (state.sizes == np.bincount(labels, minlength=k)).all()
+        before = objective
+    assert spared  # else pruning was never tried
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(2, 60), st.integers(1, 20), st.integers(1, 9), st.integers(0, 2**32 - 1), st.sampled_from(EVERY_WAY))
+def test_labels_are_those_of_plain_lloyd_for_small_data_of_any_shape(n, d, k, seed, how):
+    rng = np.random.default_rng(seed)
+    # small integers give copies and exact ties
+    x = rng.integers(-2, 3, size=(n, d)).astype(np.float32) + np.float32(rng.random() < 0.5) * rng.normal(size=(n, d))
+    x = x.astype(np.float32)[np.abs(x).sum(axis=1) > 0]
+    if not len(x):
+        return
+    k = min(k, len(x))
+    state = how(Rows(x), unit_rows(x[:k]))
+    for _ in range(5):
+        state.assign()
+        # as the exact products say, up to their own rounding
+        scores = unit_rows(x.astype(np.float64)) @ state.centroids.T.astype(np.float64)
+        own = scores[np.arange(len(x)), state.labels]
+        assert (own >= scores.max(axis=1) - 1e-12).all()
+        state.update()
+
+
+def test_finds_separate_groups_and_keeps_its_promises():
+    x, truth = blobs()
+    clustering = coincide.spherical_kmeans(x, 6)
+    pairs = {(int(a), int(b)) for a, b in zip(truth, clustering.labels)}
+    assert len(pairs) == 6  # seeds that lie far from each other find every group
+    np.testing.assert_allclose(np.linalg.norm(clustering.centroids, axis=1), 1, atol=1e-5)
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    scores = unit @ clustering.centroids.T
+    assert (scores.argmax(axis=1) == clustering.labels).all()
+    np.testing.assert_allclose(scores.max(axis=1), clustering.similarity, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["memory", "stream", "faiss", "torch"])
+def test_every_backend_is_as_good_as_the_plain_one(backend):
+    x = cloud(400, 10)
+    seeds = first_centroids(Rows(x), 8, 0)
+    *_, (_, _, objective) = plain_lloyd(x, seeds, 50)
+    ours = coincide.spherical_kmeans(x, 8, seed=0, backend=backend)
+    assert ours.similarity.mean() == pytest.approx(objective, rel=1e-3)
+    assert ours.objective[-1] == pytest.approx(objective, rel=1e-3)
+    assert all(after >= before - 1e-6 for before, after in pairwise(ours.objective))
+
+
+def test_threads_blocks_and_place_do_not_change_a_bit(tmp_path, monkeypatch):
+    x = cloud()
+    expected = coincide.spherical_kmeans(x, 30, seed=4, backend="memory")
+
+    def same(clustering):
+        assert clustering.labels.tolist() == expected.labels.tolist()
+        assert clustering.centroids.tobytes() == expected.centroids.tobytes()
+        assert clustering.similarity.tobytes() == expected.similarity.tobytes()
+
+    same(coincide.spherical_kmeans(iter(np.array_split(x, 7)), 30, seed=4, backend="stream"))
+    same(coincide.spherical_kmeans(stored(tmp_path, x), 30, seed=4, backend="stream"))
+    same(coincide.spherical_kmeans(stored(tmp_path, x, parts=1), 30, seed=4, backend="memory"))
+    threads = numba.get_num_threads()
+    monkeypatch.setattr(lloyd, "READ", 37)
+    numba.set_num_threads(1)
+    try:
+        same(coincide.spherical_kmeans(stored(tmp_path, x), 30, seed=4, backend="stream"))
+        monkeypatch.setattr(lloyd, "int8_is_faster", lambda d, k: False)
+        same(coincide.spherical_kmeans(x, 30, seed=4))
+    finally:
+        numba.set_num_threads(threads)
+    monkeypatch.setattr(device_lloyd, "BLOCK", 101)
+    for place in (x, stored(tmp_path, x)):
+        same(coincide.spherical_kmeans(place, 30, seed=4, backend="torch"))
+
+
+def test_permuting_the_rows_permutes_the_labels_of_given_centroids():
+    x, order = cloud(), np.random.default_rng(1).permutation(700)
+    a, b = (Lloyd(Rows(rows), unit_rows(x[:20].astype(np.float32))) for rows in (x, x[order]))
+    for _ in range(10):
+        a.assign(), b.assign()
+        assert (a.labels[order] == b.labels).all()
+        assert a.update() == b.update()
+        assert a.centroids.tobytes() == b.centroids.tobytes()
+
+
+def test_rows_drawn_are_distinct_and_far_from_each_other():
+    def draw(x, k, seed):
+        return draw_rows(_Nearness(Rows(x)), k, np.random.default_rng(seed)).tolist()
+
+    x, truth = blobs(n=400, k=10, seed=5)
+    assert len(set(truth[draw(x, 10, seed=1)].tolist())) == 10
+    copies = np.repeat(np.eye(4, dtype=np.float32), 25, axis=0)
+    assert len(np.unique(copies[draw(copies, 4, seed=0)], axis=0)) == 4
+    assert len(set(draw(copies, 50, seed=0))) == 50  # copies where nothing else is left
+    assert draw(x, 400, seed=0) == list(range(400))
+
+
+def test_first_centroids_are_better_than_rows_drawn_at_random(monkeypatch):
+    rng = np.random.default_rng(0)  # many small groups and a few large ones
+    centres, sizes = rng.normal(size=(60, 16)), (200 / np.arange(1, 61)).astype(int) + 2
+    x = (np.repeat(centres, sizes, axis=0) + 0.3 * rng.normal(size=(sizes.sum(), 16))).astype(np.float16)
+
+    def objective(centroids):
+        state = Lloyd(Rows(x), centroids)
+        for _ in range(30):
+            state.assign()
+            reached = state.update()
+        return reached
+
+    moved = np.mean([objective(first_centroids(Rows(x), 30, seed)) for seed in range(5)])
+    monkeypatch.setattr("coincide.clustering.init.MOVES", 0)
+    drawn = np.mean([objective(first_centroids(Rows(x), 30, seed)) for seed in range(5)])
+    random = np.mean([objective(unit_rows(x[rng.permutation(len(x))[:30]].astype(np.float32))) for _ in range(5)])
+    assert max(random, drawn) < moved
+
+
+def test_no_cluster_is_empty_and_fewer_distinct_rows_are_reported():
+    x = np.repeat(np.eye(5, dtype=np.float32), 4, axis=0)
+    with pytest.warns(UserWarning, match="3 of 8 clusters are empty"):
+        clustering = coincide.spherical_kmeans(x, 8)
+    assert sorted(np.bincount(clustering.labels).tolist()) == [4] * 5
+    assert len(clustering.centroids) == 5
+    x, _ = blobs(n=60)
+    assert (np.bincount(coincide.spherical_kmeans(x, 50).labels, minlength=50) > 0).all()
+
+
+def test_clusters_left_empty_by_their_seeds_are_filled():
+    x = np.repeat(np.eye(6, dtype=np.float32), 30, axis=0) + np.random.default_rng(0).normal(size=(180, 6)) * 1e-2
+    x = x.astype(np.float32)
+    for backend in ("memory", "stream", "faiss"):
+        with pytest.MonkeyPatch.context() as patch:
+            # all seeds but one are copies of one row: their clusters are empty
+            patch.setattr(
+                "coincide.clustering.kmeans.first_centroids", lambda rows, k, seed: unit_rows(x[[5] + [0] * (k - 1)])
+            )
+            clustering = coincide.spherical_kmeans(x, 20, backend=backend)
+        assert (np.bincount(clustering.labels, minlength=20) > 0).all()
+
+
+def test_zero_rows_belong_to_the_first_cluster_and_are_no_centroids():
+    x = np.concatenate([np.zeros((3, 8), np.float32), blobs(n=50)[0]])
+    clustering = coincide.spherical_kmeans(x, 10)
+    assert clustering.labels[:3].tolist() == [0, 0, 0]
+    assert clustering.similarity[:3].tolist() == [0, 0, 0]
+    with pytest.raises(ValueError, match="every row of x is zero"):
+        coincide.spherical_kmeans(np.zeros((4, 3), np.float32), 2)
+    np.testing.assert_allclose(np.linalg.norm(clustering.centroids, axis=1), 1, atol=1e-5)
+
+
+def test_one_giant_cluster_and_outliers_of_one():
+    x = np.concatenate([np.eye(40, dtype=np.float32)[1:4], np.eye(40, dtype=np.float32)[:1] + np.zeros((500, 40))])
+    clustering = coincide.spherical_kmeans(x.astype(np.float16), 4)
+    assert sorted(np.bincount(clustering.labels).tolist()) == [1, 1, 1, 500]
+
+
+def test_k_of_one_and_of_n():
+    x, _ = blobs(n=30)
+    assert set(coincide.spherical_kmeans(x, 1).labels.tolist()) == {0}
+    assert sorted(coincide.spherical_kmeans(x, 30).labels.tolist()) == list(range(30))
+
+
+def test_fitting_on_a_sample_assigns_all_and_says_what_it_costs(caplog):
+    x = cloud(3000)
+    with caplog.at_level("INFO", "coincide.clustering.kmeans"):
+        sampled = coincide.spherical_kmeans(x, 20, fit_rows=600)
+    assert "fitted on 600 of 3000 rows" in caplog.text
+    assert len(sampled.labels) == 3000
+    whole = coincide.spherical_kmeans(x, 20)
+    assert 0.98 * whole.similarity.mean() < sampled.similarity.mean() <= whole.similarity.mean()
+
+
+def test_the_objective_never_falls_and_a_stall_ends_the_iterations(caplog):
+    with caplog.at_level("INFO", "coincide.clustering.kmeans"):
+        clustering = coincide.spherical_kmeans(cloud(), 8, iterations=500)
+    assert 1 < len(clustering.objective) < 500
+    assert all(after >= before for before, after in pairwise(clustering.objective))
+    assert f"ends after {len(clustering.objective)} of 500 iterations" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"k": 0}, "k must be"),
+        ({"k": 31}, "k must be"),
+        ({"k": 2, "backend": "x"}, "backend"),
+        ({"k": 2, "iterations": 0}, "iterations"),
+        ({"k": 3, "fit_rows": 2}, "fit_rows"),
+    ],
+)
+def test_refuses(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        coincide.spherical_kmeans(blobs(n=30)[0], **arguments)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_refuses_rows_that_are_not_numbers(bad, tmp_path):
+    x = cloud()
+    x[601, 3] = bad
+    for rows in (x, stored(tmp_path, x)):
+        with pytest.raises(ValueError, match="row 601"):
+            Lloyd(Rows(rows), np.eye(24, dtype=np.float32)).assign()
+        with pytest.raises(ValueError, match="row 601"):
+            coincide.spherical_kmeans(rows, 3)
+
+
+def test_names_the_missing_package():
+    try:
+        import cuml  # noqa: F401
+    except ImportError:
+        with pytest.raises(ImportError, match="needs the packages cuml and cupy"):
+            coincide.spherical_kmeans(np.eye(3, dtype=np.float32), 2, backend="cuml")
+
+
+class _L2KMeans:
+    """cuml.cluster.KMeans as it is called, by scikit-learn: cuML is not tested, but what is made of it."""
+
+    def __init__(self, *, n_clusters, init, n_init, max_iter, random_state):
+        from sklearn.cluster import KMeans
+
+        assert (n_init, max_iter) == (1, 1)
+        self.of, self.init = KMeans(n_clusters, init=init, n_init=1, max_iter=1, random_state=random_state), init
+
+    def fit(self, x):
+        distances = ((x[:, None] - self.init) ** 2).sum(axis=2)
+        self.cluster_centers_, self.inertia_ = self.of.fit(x).cluster_centers_, distances.min(axis=1).sum()
+
+
+def test_l2_rounds_put_back_on_the_sphere_are_spherical(monkeypatch):
+    monkeypatch.setattr(clusters, "_float32_fits", lambda rows, k: True)
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(asarray=np.asarray, asnumpy=np.asarray))
+    monkeypatch.setitem(sys.modules, "cuml", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "cuml.cluster", SimpleNamespace(KMeans=_L2KMeans))
+    x = cloud(400, 10)
+    *_, (labels, _, _) = plain_lloyd(x, first_centroids(Rows(x), 8, 0), 12)
+    found = coincide.spherical_kmeans(x, 8, seed=0, iterations=12, stalled=-1, backend="cuml")
+    # a round of scikit-learn is an assignment and an update, as in plain_lloyd; the last labels are new
+    assert (found.labels == labels).mean() > 0.98
+    assert all(after >= before - 1e-6 for before, after in pairwise(found.objective))
+    monkeypatch.setattr(clusters.os, "sysconf", lambda name: 1)
+    with pytest.raises(MemoryError, match="take backend torch"):
+        coincide.spherical_kmeans(x, 8, backend="cuml")
+
+
+@pytest.mark.parametrize("how", EVERY_WAY)
+def test_ties_go_to_the_lowest_cluster(how):
+    state = how(Rows(np.eye(2, dtype=np.float32)), np.array([[1, 0], [1, 0], [0, 1]], np.float32))
+    state.assign()
+    assert state.labels.tolist() == [0, 2]
+    assert state.similarity().tolist() == [1, 1]

@@ -1,0 +1,176 @@
+"""Every format gives the same samples and images, takes poison, and is written back as it was."""
+
+import copy
+import json
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from conftest import REPO, Workplace
+from formats import FORMATS, write
+
+from coincide.base.sections import Dataset
+from coincide.dataset.formats import DatasetError, coreset_records, open_dataset, to_llava, write_subset
+from coincide.dataset.images import ImageError, image_names, open_image
+from coincide.dataset.manifest import build_manifest
+
+EMBEDDED = ("parquet", "texts", "tar")
+
+
+def where_images_are(kind, annotations, folder):
+    return annotations if kind in EMBEDDED else folder
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_format_gives_the_same_samples_and_images(kind, tiny_data, tmp_path):
+    records, folder = tiny_data
+    annotations = write(kind, records, folder, tmp_path / kind)
+    images = where_images_are(kind, annotations, folder)
+    found = list(open_dataset(annotations))
+    assert [r["id"] for r in found] == [r["id"] for r in records]
+    for record, expected in zip(found, records):
+        assert [(t["from"], t["value"]) for t in record["conversations"]] == [
+            (t["from"], t["value"]) for t in expected["conversations"]
+        ]
+        names = image_names(record)
+        assert len(names) == ("image" in expected)
+        for name in names:
+            assert open_image(images, name).tobytes() == open_image(folder, expected["image"]).tobytes()
+    manifest, rejected = build_manifest(found, images, Dataset(annotations="-", shards=2))
+    assert len(rejected) == 0
+    assert sorted(manifest["sample_id"]) == sorted(r["id"] for r in records)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_poisoned_format_sets_its_bad_rows_aside(kind, tiny_data, tmp_path):
+    records, folder = copy.deepcopy(tiny_data[0]), tiny_data[1]
+    records[1]["image"] = "folder/gone.png"
+    (folder / "short.png").write_bytes((folder / "folder/2.png").read_bytes()[:120])
+    records[2]["image"] = "short.png"
+    records[3]["conversations"] = records[3]["conversations"][:0]
+    records[5]["conversations"][1]["value"] = " "
+    annotations = write(kind, records, folder, tmp_path / kind)
+    manifest, rejected = build_manifest(
+        open_dataset(annotations), where_images_are(kind, annotations, folder), Dataset(annotations="-", shards=1)
+    )
+    missing = "unreadable image" if kind in EMBEDDED else "missing image"  # its bytes are there, and no image
+    reasons = {1: missing, 2: "unreadable image", 3: "empty conversation"}
+    found = dict(zip(rejected["position"], rejected["reason"]))
+    assert {k: found.get(k) for k in reasons} == reasons
+    assert sorted([*manifest["position"], *rejected["position"]]) == list(range(len(records)))
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_subset_is_of_the_same_format(kind, tiny_data, tmp_path):
+    records, folder = tiny_data
+    annotations = write(kind, records, folder, tmp_path / kind)
+    dataset, positions = open_dataset(annotations), np.array([0, 4, 5, 13, 22])
+    kept = list(coreset_records(dataset, positions))
+    assert [r["id"] for r in kept] == [records[i]["id"] for i in positions]
+    if not dataset.own_format:  # JSON: the dataset's own records
+        source = json.loads(annotations.read_text())
+        assert kept == [source[i] for i in positions]
+        return
+    write_subset(dataset, positions, tmp_path / "subset")
+    written = tmp_path / "subset" / "data.jsonl" if kind == "jsonl" else tmp_path / "subset"
+    again = list(open_dataset(written))
+    assert [r["id"] for r in again] == [records[i]["id"] for i in positions]
+    for record, i in zip(again, positions):
+        for name in image_names(record):
+            found = open_image(where_images_are(kind, written, folder), name)
+            assert found.tobytes() == open_image(folder, records[i]["image"]).tobytes()
+    if kind == "parquet":
+        first = pq.read_schema(next(iter(sorted(annotations.glob("*.parquet")))))
+        assert all(pq.read_schema(f) == first for f in (tmp_path / "subset").glob("*.parquet"))
+
+
+def test_names_inside_files_do_not_lead_out_of_the_folder(tiny_data, tmp_path):
+    records, folder = tiny_data
+    write("tar", records, folder, tmp_path / "data")
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    with pytest.raises(ImageError) as error:
+        open_image(inside, "../data/shard-0.tar#512+100")
+    assert error.value.reason == "image path outside the folder"
+    for name in ("data/shard-0.tar#0+10", "data/shard-0.tar#999999999+10", "data/none.parquet#1.0"):
+        with pytest.raises(ImageError) as error:
+            open_image(tmp_path, name)
+        assert error.value.reason in ("unreadable image", "missing image")
+
+
+def test_paths_in_a_parquet_file_stay_inside_too(tmp_path):
+    rows = pa.array(
+        [[{"bytes": None, "path": "/etc/passwd"}]], pa.list_(pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+    )
+    pq.write_table(pa.table({"images": rows}), tmp_path / "a.parquet")
+    with pytest.raises(ImageError) as error:
+        open_image(tmp_path, "a.parquet#0.0")
+    assert error.value.reason == "image path outside the folder"
+
+
+def test_a_line_that_is_not_json_is_a_row_set_aside(tiny_data, tmp_path):
+    records, folder = tiny_data
+    path = tmp_path / "data.jsonl"
+    path.write_text(json.dumps(records[0]) + "\n{broken\n\n" + json.dumps(records[3]) + "\n")
+    manifest, rejected = build_manifest(open_dataset(path), folder, Dataset(annotations="-", shards=1))
+    assert manifest["position"].tolist() == [0, 2]
+    assert rejected["reason"].tolist() == ["malformed record"]
+    assert "not valid JSON" in rejected["detail"][0]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.csv", b"x", "is none of"),
+        ("a.parquet", b"PAR1 not really", "cannot be read as Parquet"),
+        ("a.tar", b"not a tar file" * 100, "cannot be read as a tar file"),
+        ("a.json", b'[{"id": 1}, {', "not valid JSON after 1 samples"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(tmp_path, name, content, words):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DatasetError, match=words) as error:
+        list(open_dataset(tmp_path / name))
+    assert name in str(error.value)
+
+
+def test_marks_are_added_where_a_record_has_none():
+    record = {"images": ["a.png", "b.png"], "texts": [{"user": "same?", "assistant": "no"}]}
+    assert to_llava(record)["conversations"][0]["value"] == "<image>\n<image>\nsame?"
+    assert to_llava(record)["image"] == ["a.png", "b.png"]
+    assert to_llava([1]) == [1]
+
+
+@pytest.mark.workflow
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+def test_a_whole_run_on_a_format_selects_what_json_does(kind, finished, tmp_path):
+    """The coreset of the same samples is the same, and is written in the dataset's own format."""
+    import shutil
+
+    shutil.copytree(finished / "resources", tmp_path / "resources")
+    records = json.loads((finished / "resources/mini-mix/train.json").read_text())[:200]
+    for i, record in enumerate(records):  # an image each: how samples of one image are grouped is another matter
+        record["id"] = f"r{i:04d}"
+        if "image" in record:
+            own = f"own-{i}.png"
+            shutil.copy(finished / "resources/mini-mix/images" / record["image"], tmp_path / own)
+            record["image"] = own
+    small = yaml.safe_load((REPO / "tests/config/small.yaml").read_text())
+    annotations = {k: write(k, records, tmp_path, tmp_path / f"data-{k}") for k in ("json", kind)}
+    small["runs"] = [
+        {"run": "plain", "dataset": {"annotations": str(annotations["json"]), "images": str(tmp_path)}},
+        {"run": kind, "dataset": {"annotations": str(annotations[kind]), "images": None}},
+    ]
+    (tmp_path / "config.yml").write_text(yaml.safe_dump(small))
+    place = Workplace(tmp_path)
+    code, output = place.run("select", config=tmp_path / "config.yml")
+    assert code == 0, output
+    coreset = "coresets/coincide/0.2/coreset.parquet"
+    plain, own = (pd.read_parquet(tmp_path / "results" / run / coreset) for run in ("plain", kind))
+    pd.testing.assert_frame_equal(plain, own)
+    written = list(open_dataset(tmp_path / "results" / kind / "coresets/coincide/0.2/dataset"))
+    assert {r["id"] for r in written} == set(own["sample_id"])
+    assert not (tmp_path / "results/plain/coresets/coincide/0.2/dataset").exists()

@@ -1,0 +1,256 @@
+"""Methods beside coincide: each against a small case worked by hand, and what all of them promise."""
+
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from conftest import REPO, Workplace
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+
+from coincide import methods
+from coincide.base.activation_store import write_activations
+from coincide.base.rows import Rows
+from coincide.methods import clip_score, d2_pruning, self_filter, semdedup
+from coincide.methods._tables import Tables
+from coincide.selection.ranking import nearest
+
+
+class Given(Tables):
+    """Tables in memory."""
+
+    def __init__(self, **tables):
+        self.__dict__.update(tables)
+
+    def embedding(self, name):
+        return self.__dict__[name]
+
+
+def clusters_of(n, similarity=None):
+    similarity = np.linspace(0.1, 0.9, n) if similarity is None else similarity
+    return pd.DataFrame({"sample_id": [f"s{i}" for i in range(n)], "cluster": 0, "similarity": similarity})
+
+
+def pick(name, tables, count, seed=0, **given):
+    picks = methods.method(name).picks
+    indices, scores = picks(tables, count, seed=seed, **methods.settings(name, given))
+    return list(map(int, indices)), np.asarray(scores)
+
+
+def test_random_draws_a_seed_anew():
+    tables = Given(clusters=clusters_of(1000))
+    draws = [pick("random", tables, 300, seed=seed)[0] for seed in (0, 0, 1)]
+    assert draws[0] == draws[1] != draws[2]
+    assert 200 < len(set(draws[0]) - set(draws[2])) < 230  # 70% of 300
+
+
+@pytest.mark.parametrize(
+    ("keep", "expected"), [("top", [1, 4]), ("bottom", [2, 0]), ("middle", [3, 0])]
+)  # the middle rank is 3's; 0 and 4 are as near, the lower score comes first
+def test_bands_worked_by_hand(keep, expected):
+    scores = pd.DataFrame({"el2n": [0.3, 0.9, 0.1, 0.5, 0.7], "loss": np.log([3, 9, 1, 5, 7])})
+    tables = Given(clusters=clusters_of(5), sample_metrics=scores)
+    assert pick("el2n", tables, 2, keep=keep)[0] == expected
+    indices, perplexity = pick("perplexity", tables, 2, keep=keep)
+    assert indices == expected
+    np.testing.assert_allclose(perplexity, [3, 9, 1, 5, 7])
+
+
+def test_clip_score_keeps_the_highest_and_the_same_share_of_text():
+    scores = np.array([0.1, np.nan, 0.4, 0.3, np.nan, 0.2, np.nan, np.nan, 0.5, 0.6])
+    for seed in range(5):
+        indices, _ = pick("clip_score", Given(clusters=clusters_of(10), clip_scores=scores), 5, seed=seed)
+        assert indices[:3] == [9, 8, 2]  # 2 of 5 are text: 40%, as among all
+        assert np.isnan(scores[indices[3:]]).all()
+        assert len(set(indices)) == 5
+    assert len(clip_score.picks(Given(clip_scores=np.full(4, np.nan)), 3, seed=0)[0]) == 3
+
+
+def test_self_sup_by_distance_from_the_prototypes():
+    tables = Given(clusters=clusters_of(4, [0.2, 0.9, 0.5, 0.7]))
+    assert pick("self_sup", tables, 2)[0] == [1, 3]
+    assert pick("self_sup", tables, 2, keep="farthest")[0] == [0, 2]
+
+
+def angles(*degrees):
+    return np.stack([np.cos(np.radians(degrees)), np.sin(np.radians(degrees))], axis=1).astype(np.float32)
+
+
+def test_semdedup_worked_by_hand():
+    # one cluster, its centroid at about 20°: from the farthest 60°, 0°, 1°, 40°, 20°
+    x = angles(0, 1, 20, 40, 60)
+    similarity = (x @ x.mean(axis=0)) / np.linalg.norm(x.mean(axis=0))
+    expected = [np.cos(np.radians(d)) for d in (60, 1, 19, 20)]
+    found = semdedup.likeness(Rows(x), np.zeros(5, int), similarity)
+    assert found[4] == -1
+    np.testing.assert_allclose(found[[0, 1, 2, 3]], expected, atol=1e-6)
+    # 1° is a copy of 0°, which is farther out: it goes first
+    indices, _ = pick("semdedup", Given(clusters=clusters_of(5), last_token=x), 4, k=1)
+    assert set(indices) == {0, 2, 3, 4}
+
+
+@examples(max_examples=25, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 4), st.integers(0, 2**32 - 1))
+def test_semdedup_equals_the_slow_version(n, k, seed):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, 3)).astype(np.float32)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    labels, similarity = rng.integers(0, k, n), rng.integers(0, 3, n) / 3
+    found = semdedup.likeness(Rows(x), labels, similarity)
+    for i in range(n):
+        earlier = [j for j in range(n) if labels[j] == labels[i] and (similarity[j], j) < (similarity[i], i)]
+        assert found[i] == pytest.approx(max([float(x[i] @ x[j]) for j in earlier], default=-1), abs=1e-5)
+
+
+def test_d2_pruning_worked_by_hand():
+    # 0 and 1 are neighbours of each other at distance 1, 2 of 1 at 2
+    weights, index = np.array([[0.5], [0.5], [0.25]]), np.array([[1], [0], [1]])
+    order, forward = d2_pruning.messages(np.array([1.0, 0.8, 0.5]), weights, index, 3)
+    np.testing.assert_allclose(forward, [1.4, 1.3, 0.7])
+    # 0 goes first and takes 0.7 from 1, which then stands at 0.6 behind 2; 2 takes 0.25 · 0.7 from 1
+    assert order.tolist() == [0, 2, 1]
+
+
+@examples(max_examples=25, deadline=None)
+@given(st.integers(2, 30), st.integers(1, 4), st.integers(0, 2**32 - 1))
+def test_d2_pruning_equals_the_slow_version(n, k, seed):
+    rng = np.random.default_rng(seed)
+    x = rng.integers(-2, 3, size=(n, 2)).astype(np.float32)  # copies among them
+    squared, index = nearest(x, k)
+    k = min(k, n - 1)
+    distances = ((x[:, None] - x) ** 2).sum(axis=2)
+    for i in range(n):
+        assert i not in index[i]
+        assert len(set(index[i])) == k
+        np.testing.assert_allclose(np.sort(squared[i]), np.sort(np.delete(distances[i], i))[:k], atol=1e-5)
+    difficulty, weights = rng.random(n), np.exp(-0.4 * squared)
+    order, forward = d2_pruning.messages(difficulty, weights, index, n)
+    s, left = forward.copy(), list(range(n))
+    for i in order:
+        assert s[i] >= max(s[j] for j in left) - 1e-12
+        left.remove(i)
+        for weight, j in zip(weights[i], index[i]):
+            if j in left:
+                s[j] -= weight * s[i]
+
+
+def test_self_filter_worked_by_hand():
+    # 0 and 1 have a cosine of 0.8, 2 stands alone
+    unit = np.array([[1, 0, 0], [0.8, 0.6, 0], [0, 0, 1]], np.float32)
+    # 0 goes first and takes 0.64 from 1, which then stands at 0.26 behind 2
+    assert self_filter.unlike([1.0, 0.9, 0.5], unit, 3, 1, 1.0).tolist() == [0, 2, 1]
+    assert self_filter.unlike([1.0, 0.9, 0.5], unit, 3, 1, 0.0).tolist() == [0, 1, 2]
+    # below zero a penalty raises: 0 lifts 1 from -0.9 to -0.26
+    assert self_filter.unlike([-1.0, -0.9, -1.2], unit, 2, 1, 1.0).tolist() == [1, 0]
+
+
+@examples(max_examples=25, deadline=None)
+@given(st.integers(2, 40), st.integers(1, 4), st.integers(0, 2**32 - 1))
+def test_self_filter_equals_the_slow_version(n, neighbours, seed):
+    rng = np.random.default_rng(seed)
+    unit = rng.normal(size=(n, 3)).astype(np.float32)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    difficulty = rng.normal(size=n)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(self_filter, "AHEAD", 2)  # few enough that some are used up
+        order = self_filter.unlike(difficulty, unit, n, neighbours, 0.7)
+    d, left = difficulty.copy(), list(range(n))
+    for i in order:
+        assert d[i] >= max(d[j] for j in left) - 1e-5
+        left.remove(i)
+        for j in sorted(left, key=lambda j: -(unit[i] @ unit[j]))[:neighbours]:
+            d[j] -= 0.7 * d[i] * (unit[i] @ unit[j]) ** 2
+
+
+@examples(max_examples=15, deadline=None)
+@given(st.integers(8, 60), st.floats(0.05, 1), st.integers(0, 2**32 - 1))
+def test_every_method_keeps_the_count_and_no_row_twice(n, fraction, seed):
+    rng = np.random.default_rng(seed)
+    unit = rng.normal(size=(n, 5)).astype(np.float32)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    tables = Given(
+        clusters=clusters_of(n), activations=unit, last_token=unit, mean=unit,
+        sample_metrics=pd.DataFrame({name: rng.normal(size=n) for name in ("loss", "el2n", "margin")}),
+        clip_scores=np.where(rng.random(n) < 0.3, np.nan, rng.random(n)),
+        clip_embeddings=unit.astype(np.float16), difficulty=rng.normal(size=n),
+    )  # fmt: skip
+    count = max(1, int(fraction * n))
+    for name in methods.names():
+        indices, scores = pick(name, tables, count, seed=seed)
+        assert len(indices) == len(set(indices)) == count, name
+        assert len(scores) == n, name
+
+
+def test_tables_are_read_in_the_order_of_the_clusters(tmp_path):
+    clusters = clusters_of(4)
+    clusters.to_parquet(tmp_path / "clusters.parquet")
+    shards = [pd.DataFrame({"sample_id": ids, "clip_score": values,
+                            "embedding": [np.float16([v, 1]).tobytes() for v in values]}) for ids, values in
+              ((["s2", "s0", "rejected"], [0.2, 0.0, 9.0]), (["s3", "s1"], [np.nan, 0.1]))]  # fmt: skip
+    pd.DataFrame({"sample_id": ["s3", "s2", "s1", "s0"], "difficulty": [3.0, 2, 1, 0]}).to_parquet(
+        tmp_path / "d.parquet"
+    )
+    paths = []
+    for i, shard in enumerate(shards):
+        paths.append(tmp_path / f"{i}.parquet")
+        shard.to_parquet(paths[-1])
+    write_activations(tmp_path / "mean.parquet", [(["a"], np.ones((1, 2)))], dimension=2, metadata={"hidden_size": 1})
+    tables = Tables(tmp_path / "clusters.parquet", None, tmp_path, paths, tmp_path / "d.parquet")
+    np.testing.assert_array_equal(tables.clip_embeddings, np.float16([[0.0, 1], [0.1, 1], [0.2, 1], [np.nan, 1]]))
+    np.testing.assert_array_equal(tables.difficulty, [0, 1, 2, 3])
+    np.testing.assert_array_equal(tables.clip_scores, [0.0, 0.1, 0.2, np.nan])
+    assert tables.embedding("mean").shape == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [("el2n", {"keep": "most"}, "keep: .*'most'"), ("el2n", {"kepe": "top"}, "kepe: "), ("semdedup", {"k": 0}, "k")],
+)
+def test_settings_that_cannot_be(name, given, message):
+    with pytest.raises(ValueError, match=message):
+        methods.settings(name, given)
+
+
+def test_the_method_of_the_docs_works_as_it_stands(tmp_path, monkeypatch):
+    text = (REPO / "docs/methods.md").read_text()
+    code = text.split("```python\n")[1].split("```")[0]
+    assert len(code.splitlines()) < 30
+    (tmp_path / "own.py").write_text(code)
+    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
+    scores = pd.DataFrame({"loss": [0.1, 1.0, 1.1, 1.2, 9.0], "el2n": [0.1, 0.5, 0.7, 0.6, 9.0]})
+    assert pick("own", Given(clusters=clusters_of(5), sample_metrics=scores), 2, widest=0.8)[0] == [2, 3]
+    with pytest.raises(ValueError, match="widest"):
+        methods.settings("own", {"widest": 2.0})
+
+
+@pytest.mark.workflow
+def test_a_run_of_every_method(finished, tmp_path):
+    place = Workplace(tmp_path)
+    shutil.copytree(finished / "resources", tmp_path / "resources")
+    small = yaml.safe_load((REPO / "tests/config/small.yaml").read_text())
+    small["reference_model"]["sample_metrics"] = True
+    small["selection"]["methods"] = ["coincide", *methods.names()]
+    (tmp_path / "methods.yaml").write_text(yaml.safe_dump(small))
+    code, output = place.run("select", config=tmp_path / "methods.yaml")
+    assert code == 0, output
+    run = tmp_path / "results/small"
+    n = len(pd.read_parquet(run / "manifest.parquet"))
+    coresets = {m: pd.read_parquet(run / f"coresets/{m}/0.2/coreset.parquet") for m in small["selection"]["methods"]}
+    assert all(len(c) == c["sample_id"].nunique() == n // 5 for c in coresets.values())
+    # the scores that came with the activations changed nothing of them
+    for method in ("coincide", "random"):
+        path = f"results/small/coresets/{method}/0.2/coreset.parquet"
+        assert (tmp_path / path).read_bytes() == (finished / path).read_bytes()
+    scores = pd.read_parquet(run / "sample_metrics/sample_metrics.parquet").set_index("sample_id")
+    kept = coresets["perplexity"]["sample_id"]
+    rank = scores["loss"].rank(pct=True)[kept]
+    assert rank.between(0.39, 0.61).all()
+    text_only = pd.read_parquet(run / "manifest.parquet").set_index("sample_id")["n_images"] == 0
+    assert text_only[coresets["clip_score"]["sample_id"]].sum() == n // 5 * text_only.sum() // n
+    difficulty = pd.read_parquet(run / "difficulty.parquet").set_index("sample_id")["difficulty"]
+    assert len(difficulty) == n
+    assert coresets["self_filter"]["sample_id"][0] == difficulty.idxmax()
+    assert not (run / "checkpoints/difficulty").exists()

@@ -1,0 +1,128 @@
+"""The config is checked before anything starts, and the message names key and mend."""
+
+import copy
+import json
+
+import pytest
+import yaml
+from conftest import REPO, make_record, write_dataset
+
+from coincide.models.layers import resolve_layers
+from coincide.workflow.config import ConfigError, check_config, schema
+
+DEFAULT = yaml.safe_load((REPO / "config.yaml").read_text())
+
+
+@pytest.fixture(autouse=True)
+def _in_repository(monkeypatch):
+    monkeypatch.chdir(REPO)
+
+
+def changed(key, value):
+    config = copy.deepcopy(DEFAULT)
+    *path, last = key.split(".")
+    part = config
+    for name in path:
+        part = part[name]
+    part[last] = value
+    return config
+
+
+def test_the_default_is_good_and_defaults_are_filled_in():
+    config = check_config(DEFAULT)
+    assert config.target_model.training.weight_decay == 0
+    assert check_config(config.model_dump()) == config
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("selection.fractoins", [0.2], r"selection\.fractoins: unknown key.*fractions"),
+        ("nonsense", 1, r"nonsense: unknown key.*clustering"),
+        ("target_model.training.epoch", 1, r"target_model\.training\.epoch: unknown key.*epochs"),
+        ("clustering.k", "many", r"clustering\.k: .*integer.*'many'"),
+        ("clustering.k", True, r"clustering\.k: .*integer"),
+        ("selection.fractions", [0.2, 1.5], r"selection\.fractions\[1\]: .*less than or equal to 1.*1\.5"),
+        ("selection.fractions", [0.0], r"selection\.fractions\[0\]: .*greater than 0"),
+        ("selection.fractions", [], r"selection\.fractions: .*at least 1"),
+        ("selection.fractions", [0.2, 0.2], "duplicate value; remove one"),
+        ("selection.fractions", [0.00001], r"selection\.fractions: 1e-05 of 21000 samples keeps none"),
+        (
+            "selection.methods",
+            ["magic"],
+            r"selection\.methods: unknown method 'magic'; available: coincide, clip_score",
+        ),
+        (
+            "selection.methods",
+            ["el2n"],
+            r"selection\.methods: el2n needs .*; set reference_model\.sample_metrics: true",
+        ),
+        ("selection.method_settings", {"el2n": {"keep": "x"}}, r"selection\.method_settings\.el2n: keep: .*'x'"),
+        ("selection.method_settings", {"eln": {}}, r"selection\.method_settings\.eln: unknown method 'eln'"),
+        ("clustering.k", 30000, r"clustering\.k: 30000 clusters for 21000 samples; at most 21000"),
+        ("reference_model.layers", [1, 4], r"reference_model\.layers: layer 4 does not exist: the model has 4"),
+        ("reference_model.layers", [0.5, 1], r"reference_model\.layers: .* name a layer twice"),
+        ("reference_model.dtype", "int4", r"reference_model\.dtype"),
+        ("reference_model.name", "/no/such/model", r"reference_model\.name: the folder /no/such/model does not exist"),
+        ("dataset.annotations", "none.json", r"dataset\.annotations: none\.json does not exist: set"),
+        ("dataset.images", "none", r"dataset\.images: the folder none does not exist; set"),
+        ("run", "../elsewhere", r"run: "),
+        ("run", None, r"run: "),
+        ("evaluation.groups", [], r"evaluation\.groups: "),
+        ("evaluation.groups", [{"name": "a", "task": ["x"]}], r"evaluation\.groups\[0\]\.task: unknown key.*tasks"),
+        ("evaluation.include_path", "nowhere", r"evaluation\.include_path: the folder nowhere does not exist"),
+    ],
+)
+def test_an_error_names_the_key_and_the_mend(key, value, message):
+    with pytest.raises(ConfigError, match=message):
+        check_config(changed(key, value))
+
+
+def test_a_missing_section_and_several_errors_at_once():
+    config = changed("clustering.k", 0)
+    del config["dataset"]
+    with pytest.raises(ConfigError) as error:
+        check_config(config)
+    assert "dataset: missing; add it" in str(error.value)
+    assert "clustering.k: " in str(error.value)
+
+
+def test_sizes_of_a_dataset_of_ones_own(tmp_path):
+    path = write_dataset(tmp_path, [make_record(i) for i in range(10)])
+    config = changed("dataset.annotations", str(path))
+    config["dataset"]["images"] = str(tmp_path)
+    with pytest.raises(ConfigError, match="300 clusters for 10 samples"):
+        check_config(config)
+    config["clustering"]["k"] = 3
+    assert check_config(config)
+
+
+def test_layers_of_a_model_of_ones_own(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"text_config": {"num_hidden_layers": 2}}))
+    with pytest.raises(ConfigError, match="layer 2 does not exist: the model has 2"):
+        check_config(changed("reference_model.name", str(tmp_path)) | {"run": "x"})
+
+
+def test_layers_by_fraction_of_depth():
+    assert resolve_layers([1 / 6, 0.5, 5 / 6], 24) == [3, 11, 19]  # as published, counted by depth
+    assert resolve_layers([3, 7, 11, 15, 19], 24) == [3, 7, 11, 15, 19]
+    assert resolve_layers([0.01], 4) == [0]
+
+
+def test_the_schema_is_the_committed_one():
+    assert (REPO / "config/schema.json").read_text() == schema(), "run `make schema`"
+
+
+def test_conda_environments_have_the_pins_of_the_lock():
+    import runpy
+
+    tool = runpy.run_path(str(REPO / "envs/make_envs.py"))
+    for stage in tool["STAGES"]:
+        assert (REPO / "envs" / f"{stage}.yaml").read_text() == tool["environment"](stage), "run `make envs`"
+
+
+def test_every_rule_that_the_slurm_profile_names_is_there():
+    profile = yaml.safe_load((REPO / "profiles/slurm/config.yaml").read_text())
+    rules = "".join(path.read_text() for path in (REPO / "rules").glob("*.smk"))
+    for name in {*profile["set-threads"], *profile["set-resources"]}:
+        assert f"rule {name}:" in rules

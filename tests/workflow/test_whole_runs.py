@@ -1,0 +1,347 @@
+"""Whole runs of the workflow: what it writes, what it runs again, and what it survives."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+import yaml
+from conftest import REPO, Workplace
+
+import coincide
+from coincide.base.activation_store import Activations
+
+pytestmark = pytest.mark.workflow
+RUN = Path("results/small")
+
+
+def table(place, name):
+    return pd.read_parquet(place / RUN / name)
+
+
+def planned(output):
+    """Jobs of a dry run: rule -> count."""
+    stats = output.split("Job stats:")[-1].split("total")[0]
+    return {m[1]: int(m[2]) for m in re.finditer(r"^(\w+) +(\d+)$", stats, re.M)}
+
+
+def overlay(place, name, **values):
+    """A config file to lay over the small one."""
+    path = place / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+# --- a run that nobody disturbs -----------------------------------------------------------------------
+
+
+def test_every_sample_is_somewhere(finished):
+    manifest, rejected = table(finished, "manifest.parquet"), table(finished, "rejected.parquet")
+    assert len(manifest) + len(rejected) == 660
+    assert list(manifest) == ["sample_id", "source", "image", "n_images", "n_turns", "text_length", "shard", "position"]
+    stored = Activations(finished / RUN / "activations.parquet")
+    assert stored.sample_ids.tolist() == manifest["sample_id"].tolist()
+    stored.verify()
+    clusters = table(finished, "clusters.parquet")
+    assert list(clusters) == ["sample_id", "cluster", "similarity"]
+    assert clusters["sample_id"].tolist() == manifest["sample_id"].tolist()
+
+
+def test_the_coreset_is_what_the_public_functions_select(finished):
+    stored = Activations(finished / RUN / "activations.parquet")
+    x = np.concatenate(list(stored))
+    clustering = coincide.spherical_kmeans(x, 12, iterations=50, seed=0)
+    clusters = table(finished, "clusters.parquet")
+    assert clustering.labels.tolist() == clusters["cluster"].tolist()
+    expected = coincide.select(x, clustering.labels, clustering.centroids, fraction=0.2, blocks=stored.text_columns)
+    coreset = table(finished, "coresets/coincide/0.2/coreset.parquet")
+    assert list(coreset) == ["sample_id", "rank", "cluster", "score"]
+    assert coreset["sample_id"].tolist() == stored.sample_ids[expected.indices].tolist()
+    assert len(coreset) == 132
+    stats = table(finished, "cluster_stats.parquet")
+    np.testing.assert_allclose(stats["share"], expected.cluster_stats["share"])
+    assert stats["budget_0.2"].sum() == 132
+
+
+def test_selection_does_not_wait_for_training(finished):
+    done = {name: (finished / RUN / name).stat().st_mtime for name in ("clusters.parquet", "models/target/full/1/0")}
+    assert done["clusters.parquet"] < done["models/target/full/1/0"]
+
+
+def test_coresets_come_in_the_format_of_the_input(finished):
+    source = {r["id"]: r for r in json.loads((finished / "resources/mini-mix/train.json").read_text())}
+    for method, fraction in (("coincide", "0.2"), ("random", "0.2"), ("full", "1")):
+        records = json.loads((finished / RUN / f"coresets/{method}/{fraction}/coreset.json").read_text())
+        picked = table(finished, f"coresets/{method}/{fraction}/coreset.parquet")["sample_id"]
+        assert {r["id"] for r in records} == set(picked)
+        assert len(records) == len(picked) == (660 if method == "full" else 132)
+        assert all(record == source[record["id"]] for record in records)
+
+
+def test_models_evaluations_and_summary(finished):
+    for method, fraction in (("coincide", "0.2"), ("random", "0.2"), ("full", "1")):
+        model = finished / RUN / f"models/target/{method}/{fraction}/0"
+        assert (model / "model.safetensors").exists()
+        assert (model / "training_log.jsonl").exists()
+        folder = finished / RUN / f"evaluations/target/{method}/{fraction}/0/mini_mix"
+        assert len(list((folder / "samples").glob("*.jsonl"))) == 11
+        assert json.loads((folder / "results.json").read_text())["lmms_eval_version"]
+    summary = pd.read_csv(finished / RUN / "summary.csv")
+    assert len(summary) == 3 * 12
+    pd.testing.assert_frame_equal(summary, table(finished, "summary.parquet"), check_dtype=False)
+    assert not list((finished / RUN / "checkpoints").rglob("checkpoint-*"))
+
+
+def test_the_report_and_the_closing_table(finished):
+    page = (finished / RUN / "report.html").read_text()
+    assert page.count("data:image/svg+xml") == 4
+    assert "<td>activations</td><td>2</td>" in page
+    assert "| coincide | 20.0% |" in finished.output
+    code, output = finished.run("--report", "bundle.zip")
+    assert code == 0, output
+    assert (finished / "bundle.zip").stat().st_size > 100_000
+
+
+def test_logs_show_progress_and_leave_nothing_half_done(finished):
+    logs = [(finished / RUN / f"logs/activations/{shard:05d}.log").read_text() for shard in range(2)]
+    done = [re.search(r"activations: (\d+) of (\d+) samples, [\d,.]+/s, 00:00 left", log) for log in logs]
+    assert sum(int(line[1]) for line in done) == sum(int(line[2]) for line in done) == 660
+    assert "finetune: " in (finished / RUN / "logs/finetune_model/target-full-1-0.log").read_text()
+    assert not [p for p in (finished / "results").rglob("*") if ".part" in p.name]
+
+
+# --- what runs again ------------------------------------------------------------------------------------
+
+
+def test_a_second_run_has_nothing_to_do(finished):
+    code, output = finished.run()
+    assert code == 0
+    assert "Nothing to be done" in output
+
+
+def changed(finished, **values):
+    small = yaml.safe_load((REPO / "tests/config/small.yaml").read_text())
+    for key, value in values.items():
+        small[key] = {**small.get(key, {}), **value} if isinstance(value, dict) else value
+    code, output = finished.run("-n", config=overlay(finished, "changed", **small))
+    assert code == 0, output
+    return planned(output)
+
+
+def test_a_new_fraction_selects_and_trains_for_that_fraction_alone(finished):
+    plan = changed(finished, selection={"fractions": [0.2, 0.1]})
+    assert plan == {"all": 1, "budget": 1, "picks": 1, "coincide_coreset": 1, "method_coreset": 1, "coreset_json": 2,
+                    "finetune_model": 2, "evaluate_model": 2, "cluster_stats": 1,
+                    "summary": 1, "figures": 1, "write_report": 1}  # fmt: skip
+
+
+def test_a_new_temperature_does_not_cluster_again(finished):
+    plan = changed(finished, selection={"fractions": [0.2], "temperature": 0.2})
+    assert plan["shares"] == plan["budget"] == plan["picks"] == plan["finetune_model"] == 1
+    assert not {"activations", "merge", "clusters", "density", "transferability", "method_coreset"} & set(plan)
+
+
+def test_a_new_k_does_not_extract_again(finished):
+    plan = changed(finished, clustering={"k": 10})
+    assert plan["clusters"] == plan["density"] == 1
+    assert not {"activations", "shards", "merge", "tiny_model"} & set(plan)
+
+
+def test_new_layers_extract_again_and_do_not_build_again(finished):
+    plan = changed(finished, reference_model={"layers": [1]})
+    assert plan["activations"] == 2
+    assert not {"mini_mix", "tiny_model", "manifest", "shards"} & set(plan)
+
+
+def test_batch_sizes_and_devices_run_nothing_again(finished):
+    assert (
+        changed(finished, reference_model={"layers": [0, 1], "batch_tokens": 700}, evaluation={"batch_size": 1}) == {}
+    )
+
+
+# --- runs that are killed ---------------------------------------------------------------------------------
+
+
+def kill_when(place, condition, name, *, group):
+    """Start a run, kill it with SIGKILL as soon as the condition holds, and wait for its jobs to be gone."""
+    process = place.start(log=f"{name}.out")
+    deadline = time.monotonic() + 300
+    while not condition():
+        assert process.poll() is None, (place / f"{name}.out").read_text()
+        assert time.monotonic() < deadline, f"{name}: the moment to kill did not come"
+        time.sleep(0.02)
+    jobs = psutil.Process(process.pid).children(recursive=True)
+    if group:
+        os.killpg(process.pid, signal.SIGKILL)
+    else:
+        process.kill()  # Snakemake alone: its jobs must notice by themselves
+    process.wait()
+    psutil.wait_procs(jobs, timeout=20)
+    assert not [p for p in jobs if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_killed_at_four_places_it_finishes_with_the_same_result(finished, tmp_path):
+    place = Workplace(tmp_path)
+    run = tmp_path / RUN
+
+    def progress(log, word):
+        return lambda: (run / log).exists() and word in (run / log).read_text()
+
+    kill_when(place, (tmp_path / "resources").exists, "mix", group=True)
+    kill_when(place, progress("logs/activations/00000.log", "Loading weights"), "extract", group=False)
+    kept = [tmp_path / "resources/mini-mix/train.json", run / "samples/manifest.parquet"]
+    kept_times = {path: path.stat().st_mtime_ns for path in kept}
+    checkpoints = run / "checkpoints/target-coincide-0.2-0"
+    kill_when(place, lambda: list(checkpoints.rglob("checkpoint-*/trainer_state.json")), "finetune", group=True)
+    selected = [
+        run / "clusters.parquet",
+        run / "density/group-000.parquet",
+        run / "coresets/coincide/0.2/coreset.parquet",
+    ]
+    kept_times |= {path: path.stat().st_mtime_ns for path in selected}
+    kill_when(place, progress("logs/evaluate_model/target-full-1-0-mini_mix.log", "running"), "evaluate", group=False)
+    model = run / "models/target/full/1/0/model.safetensors"
+    kept_times[model] = model.stat().st_mtime_ns
+    assert "going on from" in (run / "logs/finetune_model/target-coincide-0.2-0.log").read_text()
+
+    code, output = place.run()
+    assert code == 0, output
+    assert {path: path.stat().st_mtime_ns for path in kept_times} == kept_times  # nothing complete ran again
+    for name in ("coresets/coincide/0.2/coreset.parquet", "coresets/random/0.2/coreset.json", "clusters.parquet"):
+        assert (run / name).read_bytes() == (finished / RUN / name).read_bytes()
+    ours, theirs = pd.read_csv(run / "summary.csv"), pd.read_csv(finished / RUN / "summary.csv")
+    assert ours[["method", "task"]].equals(theirs[["method", "task"]])
+    assert not [p for p in run.rglob("*") if ".part" in p.name]
+
+
+def test_a_second_snakemake_is_refused_while_the_first_runs(finished, tmp_path):
+    place = Workplace(tmp_path)
+    shutil.copytree(finished / "resources", tmp_path / "resources")
+    # in three groups of clusters and from disk: the result is that of one job in memory
+    small = yaml.safe_load((REPO / "tests/config/small.yaml").read_text())
+    small["selection"]["cluster_groups"], small["clustering"]["backend"] = 3, "stream"
+    first = place.start("select", log="first.out", config=overlay(tmp_path, "groups", **small))
+    while not (tmp_path / RUN / ".lock").exists():
+        assert first.poll() is None
+        time.sleep(0.02)
+    code, output = place.run("select")
+    assert code != 0
+    assert f"results/small is being worked on by process {first.pid}" in output
+    assert first.wait() == 0, (tmp_path / "first.out").read_text()
+    assert len(list((tmp_path / RUN / "density").iterdir())) == 3
+    for name in ("coresets/coincide/0.2/coreset.parquet", "clusters.parquet", "cluster_stats.parquet"):
+        assert (tmp_path / RUN / name).read_bytes() == (finished / RUN / name).read_bytes()
+
+
+def test_a_damaged_shard_is_found_before_it_is_used_and_computed_again_alone(finished, tmp_path):
+    place = Workplace(tmp_path)
+    shutil.copytree(finished / "resources", tmp_path / "resources")
+    code, output = place.run("--until", "activations")
+    assert code == 0, output
+    shards = [tmp_path / RUN / f"activations/shard-{i:05d}.parquet" for i in range(2)]
+    whole = shards[0].stat().st_mtime_ns
+    content = bytearray(shards[1].read_bytes())
+    content[len(content) // 2] ^= 1
+    shards[1].write_bytes(content)
+    code, output = place.run("select")
+    assert code != 0
+    assert "1 of 2 shards cannot be used" in output
+    assert "shard-00001.parquet does not match its digest" in output
+    code, output = place.run("select")
+    assert code == 0, output
+    assert shards[0].stat().st_mtime_ns == whole
+    assert output.count("rule activations:") == 1
+    coreset = "coresets/coincide/0.2/coreset.parquet"
+    assert (tmp_path / RUN / coreset).read_bytes() == (finished / RUN / coreset).read_bytes()
+
+
+def test_the_status_of_a_finished_run(finished):
+    command = [sys.executable, "-m", "coincide.workflow.status"]
+    text = subprocess.run(command, cwd=finished.folder, text=True, capture_output=True, check=True).stdout
+    jobs = re.search(r"results/small: no process works on it; (\d+) of (\d+) jobs done", text)
+    assert jobs
+    assert jobs[1] == jobs[2]
+    assert "FAILED" not in text
+
+
+# --- data of one's own, good and bad -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_data(finished, tmp_path):
+    """A workplace with the small models, and a dataset of its own in another folder."""
+    (tmp_path / "place").mkdir()
+    place = Workplace(tmp_path / "place")
+    shutil.copytree(finished / "resources", place / "resources")
+    data = tmp_path / "data"
+    records = json.loads((finished / "resources/mini-mix/train.json").read_text())[:300]
+    shutil.copytree(finished / "resources/mini-mix/images", data / "pictures")
+    small = yaml.safe_load((REPO / "tests/config/small.yaml").read_text())
+    small["dataset"] |= {"annotations": str(data / "own.json"), "images": str(data / "pictures")}
+    return place, data, records, small
+
+
+def poison(records, data):
+    records[5]["image"] = "nowhere.png"
+    whole = data / "pictures" / next(r["image"] for r in records[10:] if "image" in r)
+    (data / "pictures/cut.png").write_bytes(whole.read_bytes()[:80])
+    with_image = [r for r in records[20:] if "image" in r]
+    with_image[0]["image"] = "cut.png"
+    records[200]["conversations"] = []
+    records.append(dict(records[0]))
+    return 4
+
+
+def test_bad_samples_are_set_aside_and_counted(own_data):
+    place, data, records, small = own_data
+    bad = poison(records, data)
+    (data / "own.json").write_text(json.dumps(records))
+    small["dataset"]["max_rejected"] = 0.05
+    code, output = place.run("select", config=overlay(place, "own", **small))
+    assert code == 0, output
+    rejected = table(place, "rejected.parquet")
+    assert sorted(rejected["reason"]) == ["duplicate id", "empty conversation", "missing image", "unreadable image"]
+    assert len(table(place, "manifest.parquet")) + bad == len(records)
+    kept = json.loads((place / RUN / "coresets/coincide/0.2/coreset.json").read_text())
+    assert len(kept) == int(0.2 * (len(records) - bad))
+    assert not (place / RUN / "models").exists()  # select stops there
+
+
+def test_above_max_rejected_the_run_stops_before_any_model(own_data):
+    place, data, records, small = own_data
+    poison(records, data)
+    (data / "own.json").write_text(json.dumps(records))
+    code, output = place.run("select", config=overlay(place, "own", **small))
+    assert code != 0
+    assert "4 of 301 samples (1.3%) were set aside, above dataset.max_rejected (1.0%)" in output
+    assert "Traceback" not in output
+    assert not (place / RUN / "activations").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"clustering": {"k": 12, "kk": 1}}, "clustering.kk: unknown key"),
+        ({"clustering": {"k": 5000}}, "clustering.k: 5000 clusters for 660 samples"),
+        ({"selection": {"fractions": [2.0]}}, "selection.fractions[0]: must be less than or equal to 1; got 2.0"),
+        ({"dataset": {"annotations": "none.json"}}, "dataset.annotations: none.json does not exist"),
+        ({"reference_model": {"layers": [9]}}, "reference_model.layers: layer 9 does not exist"),
+    ],
+)
+def test_a_bad_config_ends_with_one_message(workplace, values, message):
+    small = yaml.safe_load((REPO / "tests/config/small.yaml").read_text())
+    code, output = workplace.run("-n", config=overlay(workplace, "bad", **{**small, **values}))
+    assert code != 0
+    assert message in output
+    assert "Traceback" not in output
+    assert len(output.splitlines()) < 12
+    assert not (workplace / "results").exists()

@@ -1,0 +1,19 @@
+"""Write the samples of a coreset as LLaVA JSON, ready for a trainer.
+
+Reads coreset.parquet, the manifest and the dataset. Writes the records, in the order of the dataset.
+"""
+
+from coincide.workflow.job import start
+
+config = start(snakemake)
+
+import pandas as pd
+
+from coincide.base.tables import coreset_positions, write_records
+from coincide.dataset.formats import coreset_records, open_dataset
+
+positions = coreset_positions(
+    pd.read_parquet(snakemake.input.coreset, columns=["sample_id"]),
+    pd.read_parquet(snakemake.input.manifest, columns=["sample_id", "position"]),
+)
+write_records(coreset_records(open_dataset(snakemake.input.annotations), positions), snakemake.output[0])

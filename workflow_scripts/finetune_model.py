@@ -1,0 +1,22 @@
+"""Finetune the target model on a coreset.
+
+Reads coreset.json and the images. Writes the finetuned model.
+"""
+
+from coincide.workflow.job import start
+
+config = start(snakemake)
+
+from coincide.dataset.formats import read_records
+from coincide.training.finetune import finetune
+
+names = snakemake.wildcards
+finetune(
+    config.target_model.checkpoint,
+    read_records(snakemake.input.coreset),
+    snakemake.input.images,
+    config.target_model.training,
+    seed=int(names.seed),
+    output=snakemake.output[0],
+    checkpoints=f"{snakemake.params.checkpoints}/{names.target}-{names.method}-{names.fraction}-{names.seed}",
+)

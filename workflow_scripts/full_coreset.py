@@ -1,0 +1,17 @@
+"""The full data as a coreset: relative performance is measured against a model that is finetuned on it.
+
+Reads the manifest. Writes coreset.parquet.
+"""
+
+from coincide.workflow.job import start
+
+config = start(snakemake)
+
+import numpy as np
+import pandas as pd
+
+from coincide.base.tables import coreset_table, write_table
+
+samples = pd.read_parquet(snakemake.input.manifest, columns=["sample_id"])
+samples["cluster"] = pd.array([None] * len(samples), "Int32")  # the full data does not wait for the clusters
+write_table(coreset_table(samples, np.arange(len(samples)), np.zeros(len(samples))), snakemake.output[0])

@@ -1,0 +1,19 @@
+"""Build a small model and train it briefly on the samples set aside for it.
+
+Reads records and images. Writes the model.
+"""
+
+from coincide.workflow.job import start
+
+config = start(snakemake)
+
+from coincide.dataset.formats import read_records
+from coincide.demo.tiny_models import build_trained_model
+
+build_trained_model(
+    read_records(snakemake.input.records),
+    snakemake.input.images,
+    config.tiny_models[snakemake.wildcards.model],
+    output=snakemake.output[0],
+    checkpoints=f"{snakemake.params.checkpoints}/{snakemake.wildcards.model}",
+)

@@ -1,0 +1,30 @@
+"""Write the report that a person looks at: one HTML file that needs no network.
+
+Reads the summary, the clusters, the first coreset, the dataset and the figures. Writes report.html.
+"""
+
+from coincide.workflow.job import start
+
+config = start(snakemake)
+
+import pandas as pd
+
+from coincide.dataset.formats import open_dataset
+from coincide.reporting.report import write_report
+
+inputs = snakemake.input
+write_report(
+    snakemake.output[0],
+    summary=pd.read_parquet(inputs.summary),
+    manifest=pd.read_parquet(inputs.manifest),
+    rejected=pd.read_parquet(inputs.rejected),
+    clusters=pd.read_parquet(inputs.clusters),
+    cluster_stats=pd.read_parquet(inputs.cluster_stats),
+    coreset=pd.read_parquet(inputs.coreset),
+    dataset=open_dataset(inputs.annotations),
+    images=inputs.images,
+    figures={name: inputs[name] for name in ("performance", "budgets", "sources", "similarity")},
+    benchmarks=snakemake.params.benchmarks,
+    shared=snakemake.params.shared,
+    settings=config.model_dump(),
+)
