@@ -110,11 +110,12 @@ def finetuned_models(run):
 def evaluations(run):
     """The results of every finetuned model on every group of tasks."""
     label = runs.setting(run, "target_model.label")
+    groups = [group.name for group in runs.setting(run, "evaluation.groups")]
     return [
-        f"{runs.folder(run, 'evaluate_model', method=m, group=group.name)}"
-        f"/evaluations/{label}/{m}/{f}/{seed}/{group.name}/results.json"
-        for group in runs.setting(run, "evaluation.groups")
+        f"{folder}/evaluations/{label}/{m}/{f}/{seed}/{group}/results.json"
+        for group in groups
         for m, f in selections(run)
+        for folder in [runs.folder(run, "evaluate_model", method=m, group=group)]
         for seed in runs.setting(run, "target_model.seeds")
     ]
 
