@@ -29,7 +29,7 @@ pairs, found = check(
     snakemake.input.images,
     clusters,
     centroids,
-    config.reference_model,
+    config.reference_model.checkpoint,
     config.transfer_check,
 )
 figures.transfer(between(pairs), found, snakemake.output.figure)

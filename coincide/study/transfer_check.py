@@ -149,7 +149,7 @@ def correlation(pairs, *, seed=0):
     }  # fmt: skip
 
 
-def check(records, images, clusters, centroids, reference, settings):
+def check(records, images, clusters, centroids, checkpoint, settings):
     """The whole check: (table of pairs, correlation).
 
     Args:
@@ -157,7 +157,7 @@ def check(records, images, clusters, centroids, reference, settings):
         images: folder that image names are relative to.
         clusters: the clusters table.
         centroids: (K, d), the columns that transferability compares.
-        reference: ReferenceModel section of the config.
+        checkpoint: Checkpoint of the reference model.
         settings: TransferCheck section of the config.
     """
     chosen = choose_clusters(
@@ -168,7 +168,7 @@ def check(records, images, clusters, centroids, reference, settings):
     )
     wanted = {int(row) for _, train, ask in chosen for row in (*train, *ask)}
     pairs = measure(
-        reference.checkpoint,
+        checkpoint,
         chosen,
         centroids,
         {row: record for row, record in records if row in wanted},
