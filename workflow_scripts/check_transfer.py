@@ -13,9 +13,9 @@ config = start(snakemake)
 import pandas as pd
 
 from coincide.base.activation_store import Activations
+from coincide.base.centroids import read_centroids
 from coincide.base.files import replacing
 from coincide.base.tables import write_table
-from coincide.clustering.kmeans import read_centroids
 from coincide.dataset.shards import read_samples
 from coincide.reporting import figures
 from coincide.study.transfer_check import as_text, between, check

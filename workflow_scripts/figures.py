@@ -10,7 +10,7 @@ config = start(snakemake)
 import pandas as pd
 
 from coincide.base.activation_store import Activations
-from coincide.clustering.kmeans import read_centroids
+from coincide.base.centroids import read_centroids
 from coincide.reporting import figures
 
 manifest = pd.read_parquet(snakemake.input.manifest)
