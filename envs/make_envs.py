@@ -16,6 +16,7 @@ COMMON = [
     "pyyaml",
     "tqdm",
     "setuptools",
+    "tabulate",
 ]
 MODELS = ["torch", "torchvision", "transformers", "num2words", "tokenizers", "safetensors", "accelerate", "datasets"]
 STAGES = {
