@@ -32,7 +32,7 @@ pairs, found = check(
     config.reference_model.checkpoint,
     config.transfer_check,
 )
-figures.transfer(between(pairs), found, snakemake.output.figure)
+figures.draw_transfer(between(pairs), found, snakemake.output.figure)
 write_table(pairs, snakemake.output.pairs)
 with replacing(snakemake.output.text) as path:
     path.write_text(as_text(found))
