@@ -24,7 +24,7 @@ configfile: "config.yaml"
 
 
 try:
-    # jobs read this file again; the files that the config names were checked before they were started
+    # Jobs read this file again; the files that the config names were checked before the jobs started.
     runs = Runs(check_runs(config, files=workflow.is_main_process))
 except ConfigError as error:
     raise WorkflowError(str(error))
@@ -33,7 +33,7 @@ COMPARISON = f"results/{config['run']}-comparison"
 # params of the rule, so that a new value reruns it.
 config.clear()
 config.update({run: runs.configs[run].model_dump() for run in runs})
-# jobs in an environment of their own (conda, modules) find this package, too
+# Jobs in another environment (conda, modules) find this package, too.
 offer_package(workflow.basedir)
 
 
@@ -52,7 +52,7 @@ wildcard_constraints:
 include: "rules/common.smk"
 
 
-# in this file, since Snakemake takes the default target of no other
+# Snakemake ignores the default target of included files, so this rule is here.
 rule all:
     default_target: True
     input:

@@ -103,6 +103,8 @@ rule write_report:
         ),
     log:
         "results/{run}/logs/write_report.log",
+    benchmark:
+        "results/{run}/benchmarks/write_report.tsv"
     conda:
         "../envs/reporting.yaml"
     envmodules:

@@ -58,6 +58,8 @@ rule estimate_cost:
         "results/{run}/estimate.md",
     log:
         "results/{run}/logs/estimate_cost.log",
+    benchmark:
+        "results/{run}/benchmarks/estimate_cost.tsv"
     conda:
         "../envs/evaluation.yaml"
     envmodules:

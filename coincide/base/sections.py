@@ -138,14 +138,16 @@ class MiniMix(Section):
     STAGES = ("mini_mix",)
 
     samples: Count = setting(21000, "samples to select from")
-    pretrain_samples: Count = setting(6000, "samples set aside to train the tiny models; never selected or asked")
+    pretrain_samples: Count = setting(
+        6000, "samples reserved for training the tiny models; neither selected nor evaluated"
+    )
     test_samples: Count = setting(100, "questions per evaluation task")
     validation_samples: Count = setting(100, "questions per validation task, on which settings may be tuned")
     seed: Size = setting(0, "seed of the generated samples")
 
 
 class EvenMix(Section):
-    """Size of the second dataset that the workflow writes itself: many small tasks of even size."""
+    """Size of the second dataset that the workflow writes itself: many small tasks of equal size."""
 
     STAGES = ("even_mix",)
 
@@ -237,7 +239,7 @@ class Shape(Section):
 
 
 class TinyModel(Section):
-    """A tiny model that the workflow builds and trains briefly on samples set aside for it."""
+    """A tiny model that the workflow builds and trains briefly on samples reserved for it."""
 
     STAGES = ("tiny_model",)
 
@@ -422,24 +424,24 @@ class TransferCheck(Section):
 class Modules(Section):
     """Environment modules that the stages load, with Snakemake's option `--sdm env-modules`."""
 
-    dataset: list[StrictStr] = setting([], operational=True)
-    extraction: list[StrictStr] = setting([], operational=True)
-    selection: list[StrictStr] = setting([], operational=True)
-    training: list[StrictStr] = setting([], operational=True)
-    evaluation: list[StrictStr] = setting([], operational=True)
-    reporting: list[StrictStr] = setting([], operational=True)
+    dataset: list[StrictStr] = setting([], "modules of the dataset and demo rules", operational=True)
+    extraction: list[StrictStr] = setting([], "modules of the extraction rules", operational=True)
+    selection: list[StrictStr] = setting([], "modules of the clustering, selection and method rules", operational=True)
+    training: list[StrictStr] = setting([], "modules of the training rules", operational=True)
+    evaluation: list[StrictStr] = setting([], "modules of the evaluation rules", operational=True)
+    reporting: list[StrictStr] = setting([], "modules of the reporting and study rules", operational=True)
 
 
 class Run(Section):
     """One of several runs: its name, and the settings in which it differs from the rest of the config."""
 
     run: Name = setting(description="results go to results/<run>/")
-    dataset: dict[str, Any] = {}
-    reference_model: dict[str, Any] = {}
-    clustering: dict[str, Any] = {}
-    selection: dict[str, Any] = {}
-    target_model: dict[str, Any] = {}
-    evaluation: dict[str, Any] = {}
+    dataset: dict[str, Any] = setting({}, "settings that differ")
+    reference_model: dict[str, Any] = setting({}, "settings that differ")
+    clustering: dict[str, Any] = setting({}, "settings that differ")
+    selection: dict[str, Any] = setting({}, "settings that differ")
+    target_model: dict[str, Any] = setting({}, "settings that differ")
+    evaluation: dict[str, Any] = setting({}, "settings that differ")
 
 
 class Config(Section):
@@ -462,7 +464,9 @@ class Config(Section):
     mini_mix: MiniMix = MiniMix()
     even_mix: EvenMix = EvenMix()
     clip_model: ClipModel = ClipModel()
-    tiny_models: dict[Literal["reference", "target", "clip"], TinyModel] = {}
+    tiny_models: dict[Literal["reference", "target", "clip"], TinyModel] = setting(
+        {}, "models that the workflow builds itself, for names under resources/models/"
+    )
     modules: Modules = Modules()
 
     @model_validator(mode="after")
