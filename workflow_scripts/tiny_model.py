@@ -1,6 +1,6 @@
-"""Build a small model and train it briefly on the samples set aside for it.
+"""Build a small model of the demo and train it briefly.
 
-Reads records and images. Writes the model.
+Reads the records that are reserved for it, and their images. Writes the model.
 """
 
 from coincide.workflow.job import start
