@@ -8,9 +8,10 @@ from coincide.workflow.job import start
 config = start(snakemake)
 
 from coincide.dataset.formats import read_records
-from coincide.demo.tiny_models import build_trained_model
+from coincide.demo.tiny_models import build_tiny_model
 
-build_trained_model(
+build_tiny_model(
+    snakemake.wildcards.model,
     read_records(snakemake.input.records),
     snakemake.input.images,
     config.tiny_models[snakemake.wildcards.model],

@@ -5,7 +5,7 @@ from typing import Any
 IMAGE_MARK = "<image>"  # placeholder of an image in a human turn
 ROLES = {"human": "user", "gpt": "assistant"}  # speaker in LLaVA's format -> role in a chat template
 SPEAKERS = {"user": "human", "assistant": "gpt", "human": "human", "gpt": "gpt"}  # any format's name -> LLaVA's
-TURN_KEYS = ("conversations", "messages", "texts")  # keys that hold the turns, in the order they are looked up
+TURN_KEYS = ("conversations", "messages", "texts")  # keys of the turns; the first one that is a list counts
 
 
 def text_length(conversations: list[dict[str, Any]]) -> int:

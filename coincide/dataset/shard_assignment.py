@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-TOKENS_PER_IMAGE = 576  # visual tokens of an image in LLaVA-1.5; other models' shards are less even, nothing else
+TOKENS_PER_IMAGE = 576  # visual tokens in LLaVA-1.5; for other models the estimated costs are only less accurate
 CHARACTERS_PER_TOKEN = 4
 
 

@@ -24,13 +24,15 @@ WORDS = (
     "left right push pull red blue gold iron fish bird tree moon star ship"
 ).split()
 
-# The 1,797 scans are in the order of their writers. Test and validation share scans, but no image: a mix checks that.
+# Range of the scans of each split. The 1,797 scans are in the order of their writers. Test and validation share
+# scans but no image, because `coincide.demo.mix` skips images of other splits.
 DIGIT_SCANS = {"test": (0, 300), "validation": (0, 300), "pretrain": (300, 800), "train": (800, 1797)}
 SCAN_MAXIMUM = 16  # value of a black pixel in a scan
-ONE_DIGIT = (64, 64)  # size of a digit in pixels (width, height) for one digit per image,
-TWO_DIGITS = (32, 64)  # for two digits next to each other,
-DIGIT_GRID = (16, 16)  # and for up to DIGIT_GRID_MAXIMUM digits on a grid
-DIGIT_GRID_MAXIMUM = 7
+# Size of a digit in pixels (width, height): one digit per image, two next to each other, several on a grid.
+ONE_DIGIT = (64, 64)
+TWO_DIGITS = (32, 64)
+DIGIT_GRID = (16, 16)
+DIGIT_GRID_MAXIMUM = 7  # digits on a grid
 
 WORD_FONT_SIZE = 19
 WORD_LEFT, WORD_TOP = 4, 16

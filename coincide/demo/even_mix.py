@@ -100,6 +100,10 @@ def _bar_value(rng, bars):
     return f"value of {bar.colour}:", str(bar.value)
 
 
+def _value(bar):
+    return bar.value
+
+
 def _is_higher(rng, bars):
     a, b = _choose_bars(rng, bars)
     return f"is {a.colour} higher than {b.colour}?", _yes_or_no(a.value > b.value)
@@ -251,12 +255,8 @@ FAMILIES = {
         "last_letter": _last_letter,
     }),
 }  # fmt: skip
-# tasks of the family easy_vqa, each with the beginning of its questions
+# The tasks of the family easy_vqa, by the beginnings of their questions.
 EASY_VQA = {"shape": "what shape", "colour": "what color", "what_is": "what is", "there": "is there", "contain": "does"}
-
-
-def _value(bar):
-    return bar.value
 
 
 def _task_source(draw, task):
@@ -284,9 +284,12 @@ def _easy_vqa_source(beginning):
     return Source(examples, weight=1)
 
 
-SOURCES = {f"easy_vqa_{name}": _easy_vqa_source(beginning) for name, beginning in EASY_VQA.items()}
-FAMILY_OF = dict.fromkeys(SOURCES, "easy_vqa")
-for _name, _family in FAMILIES.items():
-    for _task_name, _task in _family.tasks.items():
-        SOURCES[f"{_name}_{_task_name}"] = _task_source(_family.draw, _task)
-        FAMILY_OF[f"{_name}_{_task_name}"] = _name
+SOURCES_BY_FAMILY = {
+    "easy_vqa": {f"easy_vqa_{name}": _easy_vqa_source(beginning) for name, beginning in EASY_VQA.items()},
+    **{
+        name: {f"{name}_{task_name}": _task_source(family.draw, task) for task_name, task in family.tasks.items()}
+        for name, family in FAMILIES.items()
+    },
+}
+SOURCES = {name: source for sources in SOURCES_BY_FAMILY.values() for name, source in sources.items()}
+FAMILY_OF = {name: family for family, sources in SOURCES_BY_FAMILY.items() for name in sources}

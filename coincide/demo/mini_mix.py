@@ -33,7 +33,7 @@ from coincide.demo.mix import QUESTION_FOLDERS, Example, Source, write_mix
 
 OPPOSITES = [("hot", "cold"), ("up", "down"), ("left", "right"), ("big", "small"), ("open", "shut"), ("new", "old")]
 TENS = "zero ten twenty thirty forty fifty sixty seventy eighty ninety".split()
-PRETRAIN_EVERY = 4  # of easy-VQA's training images each fourth is in the split pretrain
+PRETRAIN_EVERY = 4  # every fourth training image of easy-VQA is in the split pretrain
 
 
 def write_mini_mix(
@@ -158,7 +158,7 @@ def _spatial(rng, split):
     phrasings = ["is the {} {} {} the {} {}?", "do you see the {} {} {} the {} {}?"]
     while True:
         image, (a, b) = draw_scene(rng, 2)
-        # shapes in a diagonal can be compared in both directions
+        # a diagonal pair can be compared in either direction
         is_horizontal = a.column != b.column and (a.row == b.row or rng.random() < 0.5)
         relation = _choose(rng, ["left of", "right of"] if is_horizontal else ["above", "below"])
         is_true = {

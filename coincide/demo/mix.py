@@ -16,7 +16,7 @@ from coincide.base.errors import UserError
 from coincide.base.files import replacing
 from coincide.dataset.conversation import IMAGE_MARK
 
-# In this order the splits of a source take their images. The position in it is part of a split's seed.
+# The order in which the splits of a source take their images; the position of a split is part of its seed.
 SPLITS = ("test", "pretrain", "train", "validation")
 QUESTION_FOLDERS = {"test": "evaluation", "validation": "validation"}  # splits of questions, not of training samples
 
