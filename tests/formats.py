@@ -1,4 +1,4 @@
-"""The same samples in every format that is read."""
+"""Writes the same samples in every supported format."""
 
 import io
 import json
@@ -9,83 +9,84 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 FORMATS = ("json", "jsonl", "sharegpt", "parquet", "parquet_paths", "texts", "tar")
+ROLES = {"human": "user", "gpt": "assistant"}
 
 
 def write(kind, records, images, folder):
-    """Write LLaVA records (one image at most each) in a format; returns what to give as annotations."""
+    """Write LLaVA records (with at most one image each) in a format; returns the path for `annotations`."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if kind == "json":
         (folder / "data.json").write_text(json.dumps(records))
         return folder / "data.json"
     if kind == "jsonl":
-        (folder / "data.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+        (folder / "data.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
         return folder / "data.jsonl"
     if kind == "sharegpt":
-        (folder / "data.json").write_text(json.dumps([_sharegpt(r) for r in records]))
+        (folder / "data.json").write_text(json.dumps([_to_sharegpt(record) for record in records]))
         return folder / "data.json"
     if kind == "tar":
-        return _tars(records, images, folder)
-    return _parquets(kind, records, images, folder)
+        return _write_tars(records, images, folder)
+    return _write_parquets(kind, records, images, folder)
 
 
-def _sharegpt(record):
-    roles = {"human": "user", "gpt": "assistant"}
-    turns = [{"role": roles[t["from"]], "content": t["value"]} for t in record["conversations"]]
+def _to_sharegpt(record):
+    turns = [{"role": ROLES[turn["from"]], "content": turn["value"]} for turn in record["conversations"]]
     return {"id": record["id"], "messages": turns, "images": [record["image"]] if "image" in record else []}
 
 
-def _bytes(images, name):
+def _image_bytes(images, name):
+    """Bytes of an image; bytes that are not an image if the file is missing."""
     path = Path(images) / name
     return path.read_bytes() if path.exists() else b"gone"
 
 
-def _parts(value):
-    """A turn's text as parts, as chat templates take it."""
-    mark, _, rest = value.rpartition("<image>\n")
-    return [{"type": "image", "text": None}] * bool(mark or value != rest) + [{"type": "text", "text": rest}]
+def _content_parts(value):
+    """A turn's text as the list of parts that chat templates take."""
+    mark, _, text = value.rpartition("<image>\n")
+    has_image = bool(mark or value != text)
+    return [{"type": "image", "text": None}] * has_image + [{"type": "text", "text": text}]
 
 
-def _parquets(kind, records, images, folder):
-    """Two files of three row groups each."""
-    image = pa.list_(
-        pa.string() if kind == "parquet_paths" else pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    )
-    rows = []
+def _write_parquets(kind, records, images, folder):
+    """Write two files with three row groups each: messages or texts, and image bytes or paths."""
+    rows, images_of_rows = [], []
     for record in records:
         names = [record["image"]] if "image" in record else []
-        pictures = names if kind == "parquet_paths" else [{"bytes": _bytes(images, n), "path": None} for n in names]
-        row = {"id": record["id"], "images": pictures}
+        if kind == "parquet_paths":
+            images_of_rows.append(names)
+        else:
+            images_of_rows.append([{"bytes": _image_bytes(images, name), "path": None} for name in names])
+        row = {"id": record["id"], "images": images_of_rows[-1]}
+        turns = record["conversations"]
         if kind == "texts":
-            pairs = zip(record["conversations"][::2], record["conversations"][1::2])
             row["texts"] = [
-                {"user": q["value"].replace("<image>\n", ""), "assistant": a["value"], "source": "x"} for q, a in pairs
+                {"user": question["value"].replace("<image>\n", ""), "assistant": answer["value"], "source": "x"}
+                for question, answer in zip(turns[::2], turns[1::2])
             ]
         else:
-            roles = {"human": "user", "gpt": "assistant"}
-            row["messages"] = [
-                {"role": roles[t["from"]], "content": _parts(t["value"])} for t in record["conversations"]
-            ]
+            row["messages"] = [{"role": ROLES[t["from"]], "content": _content_parts(t["value"])} for t in turns]
         rows.append(row)
+    image_struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    image_column = pa.array(images_of_rows, pa.list_(pa.string() if kind == "parquet_paths" else image_struct))
     table = pa.Table.from_pylist(rows)
-    table = table.set_column(
-        table.schema.get_field_index("images"), "images", pa.array([r["images"] for r in rows], image)
-    )
+    table = table.set_column(table.schema.get_field_index("images"), "images", image_column)
     half = len(rows) // 2
-    for i, part in enumerate((table.slice(0, half), table.slice(half))):
-        pq.write_table(part, folder / f"part-{i}.parquet", row_group_size=max(1, len(part) // 3))
+    for i, half_table in enumerate((table.slice(0, half), table.slice(half))):
+        pq.write_table(half_table, folder / f"part-{i}.parquet", row_group_size=max(1, len(half_table) // 3))
     return folder
 
 
-def _tars(records, images, folder):
+def _write_tars(records, images, folder):
+    """Write two WebDataset shards."""
     half = len(records) // 2
-    for i, part in enumerate((records[:half], records[half:])):
+    for i, half_records in enumerate((records[:half], records[half:])):
         with tarfile.open(folder / f"shard-{i}.tar", "w") as file:
-            for record in part:
-                own = {k: v for k, v in record.items() if k not in ("image", "id")}
-                members = {"json": json.dumps(own).encode()}
+            for record in half_records:
+                annotation = {key: value for key, value in record.items() if key not in ("image", "id")}
+                members = {"json": json.dumps(annotation).encode()}
                 if "image" in record:
-                    members[Path(record["image"]).suffix[1:]] = _bytes(images, record["image"])
+                    members[Path(record["image"]).suffix[1:]] = _image_bytes(images, record["image"])
                 for suffix, content in members.items():
                     member = tarfile.TarInfo(f"{record['id']}.{suffix}")
                     member.size = len(content)

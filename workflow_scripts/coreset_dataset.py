@@ -1,4 +1,4 @@
-"""Write the samples of a coreset in the format of a dataset that is not JSON: Parquet, tar, JSON lines.
+"""Write the samples of a coreset in the dataset's format, if that is JSON lines, Parquet or WebDataset.
 
 Reads coreset.parquet, the manifest and the dataset. Writes a folder of files with the names of the dataset's files.
 """

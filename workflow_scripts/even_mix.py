@@ -1,4 +1,7 @@
-"""Write the mix of many small tasks: training samples, images, evaluation questions."""
+"""Write the demo's second mix, of many small tasks.
+
+Reads only the config. Writes train.json, images, and the questions for evaluation and validation.
+"""
 
 from pathlib import Path
 

@@ -1,6 +1,6 @@
-"""Divide the rows of the dataset into usable samples (manifest) and rejected ones.
+"""Divide the rows of the dataset into usable samples and rejected ones.
 
-Reads the dataset and the images. Writes the two tables.
+Reads the dataset and the images. Writes the two tables; fails after writing the rejected samples if there are too many.
 """
 
 from coincide.workflow.job import start
@@ -15,7 +15,7 @@ manifest, rejected = build_manifest(
     open_dataset(snakemake.input.annotations),
     snakemake.input.images,
     config.dataset,
-    clusters=config.clustering.k,  # only an early check: the manifest does not depend on it
+    clusters=config.clustering.k,  # an early check only; the manifest does not depend on it
     threads=snakemake.threads,
 )
 write_table(rejected, snakemake.output.rejected)

@@ -1,4 +1,7 @@
-"""Write the default mix: training samples, samples set aside, images, evaluation questions."""
+"""Write the default mix of the demo.
+
+Reads only the config. Writes train.json, pretrain.json, images, and the questions for evaluation and validation.
+"""
 
 from pathlib import Path
 

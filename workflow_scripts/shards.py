@@ -1,6 +1,6 @@
-"""Write the records of each shard, so that an extraction job reads only its records.
+"""Write the records of each shard to a file, so that an extraction job reads only the records of its shard.
 
-Reads the dataset and the manifest. Writes one file of JSON lines per shard.
+Reads the dataset and the manifest. Writes a folder with one JSON lines file per shard.
 """
 
 from coincide.workflow.job import start

@@ -1,6 +1,6 @@
-"""Build a small model and train it briefly on the samples set aside for it.
+"""Build a small model of the demo and train it briefly.
 
-Reads records and images. Writes the model.
+Reads the records that are reserved for it, and their images. Writes the model.
 """
 
 from coincide.workflow.job import start
@@ -8,9 +8,10 @@ from coincide.workflow.job import start
 config = start(snakemake)
 
 from coincide.dataset.formats import read_records
-from coincide.demo.tiny_models import build_trained_model
+from coincide.demo.tiny_models import build_tiny_model
 
-build_trained_model(
+build_tiny_model(
+    snakemake.wildcards.model,
     read_records(snakemake.input.records),
     snakemake.input.images,
     config.tiny_models[snakemake.wildcards.model],

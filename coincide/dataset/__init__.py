@@ -1,1 +1,1 @@
-"""From a dataset in any format to the manifest of usable samples and the shards."""
+"""From a dataset in any supported format to the manifest of usable samples and the shards."""

@@ -1,354 +1,348 @@
-"""Datasets of every format that is read: their records one at a time, as LLaVA's, and subsets of them.
+"""Datasets in every supported format: read their records one at a time, converted to LLaVA's, and write subsets.
 
-| format | what `annotations` names | images |
+| format | `annotations` | images |
 | --- | --- | --- |
-| LLaVA, ShareGPT | a .json file (a list) or a .jsonl file (a record a line) | files of a folder |
-| Parquet | a .parquet file, or a folder of them: messages, conversations or texts, and images | bytes or files |
-| WebDataset | a .tar file, or a folder of them: <key>.json and <key>.jpg, .png, … | members |
+| LLaVA, ShareGPT | a .json file (a list) or a .jsonl file (one record per line) | files in a folder |
+| Parquet | a .parquet file or a folder of them: messages, conversations or texts, and images | bytes or files |
+| WebDataset | a .tar file or a folder of them: <key>.json and <key>.jpg, .png, … | members |
 
-An image inside a file has a name of its own: `part.parquet#<row>.<number>` or `shard.tar#<offset>+<size>`
-(`coincide.dataset.images` opens them). Positions count rows from 0, files in the order of their names.
+An image that is stored inside a Parquet or tar file is named by its position there: `part.parquet#<row>.<number>` or
+`shard.tar#<offset>+<size>`. `coincide.dataset.images` opens these names. Dataset positions count rows from 0; files of
+a folder are read in the order of their names.
 """
 
 import json
 import tarfile
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import ijson
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from coincide.base.errors import UserError
 from coincide.base.files import replacing
-from coincide.dataset.conversation import IMAGE_MARK
+from coincide.dataset.conversation import to_llava
 
-NAMES = {"user": "human", "assistant": "gpt", "human": "human", "gpt": "gpt"}  # of who speaks
-PICTURES = {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm"}
-ROWS_AT_ONCE = 1024
+IMAGE_EXTENSIONS = {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm"}
+IMAGE_COLUMNS = ("images", "image")
+ROWS_PER_BATCH = 1024
+
+Positions = Sequence[int] | NDArray[np.integer]
 
 
 class DatasetError(UserError):
-    """A dataset that cannot be used as it is; the message names the file and the mend."""
+    """A dataset that cannot be used; the message names the file and what to do."""
 
 
 @dataclass(frozen=True)
-class Broken:
-    """A row that is no record: what is wrong with it."""
+class UnreadableRow:
+    """A row of a dataset that could not be parsed as a record.
+
+    Attributes:
+        detail: what is wrong with it.
+    """
 
     detail: str
 
 
-def open_dataset(annotations):
-    """The dataset at a path: one of the classes below.
+class DatasetFormat(ABC):
+    """A dataset in one of the formats. Iterating over it yields its records converted to LLaVA's.
 
-    Raises:
-        DatasetError: no such file, or of no known format.
+    Attributes:
+        is_json: the dataset is a JSON list, so coreset.json holds its records unchanged.
     """
-    path = Path(annotations)
-    kind = {".json": Json, ".jsonl": JsonLines, ".parquet": Parquet, ".tar": Tars}
-    if path.is_file():
-        if path.suffix in kind:
-            return kind[path.suffix](path)
-        raise DatasetError(f"{path} is none of {', '.join(kind)}: give dataset.annotations a file with such a name")
-    if path.is_dir():
-        for suffix in (".parquet", ".tar"):
-            if any(path.glob(f"*{suffix}")):
-                return kind[suffix](path)
-        raise DatasetError(f"the folder {path} holds neither .parquet nor .tar files: set dataset.annotations")
-    raise DatasetError(f"{path} does not exist: set dataset.annotations to your dataset")
 
+    is_json = False
 
-def to_llava(record):
-    """A record of any of the formats as LLaVA's: id, image, conversations of {"from", "value"}, source.
-
-    Any JSON value is taken; what it lacks or has wrong is for `coincide.dataset.manifest.check_record` to find.
-    """
-    if not isinstance(record, dict):
-        return record
-    turns = next((record[k] for k in ("conversations", "messages", "texts") if isinstance(record.get(k), list)), None)
-    if turns is None:
-        return record
-    own = {k: v for k, v in record.items() if k not in ("conversations", "messages", "texts", "images")}
-    images = record.get("images")
-    if images is not None and "image" not in own:
-        images = images if isinstance(images, list) else [images]
-        own["image"] = images[0] if len(images) == 1 else images or None
-    return {**own, "conversations": _marked([t for turn in turns for t in _turns(turn)], own.get("image"))}
-
-
-def _turns(turn):
-    """A turn as LLaVA's; two of them for a pair of question and answer."""
-    if not isinstance(turn, dict):
-        return [turn]
-    if "user" in turn and "assistant" in turn:
-        return [{"from": "human", "value": turn["user"]}, {"from": "gpt", "value": turn["assistant"]}]
-    who = turn.get("from", turn.get("role"))
-    who = NAMES.get(who, who) if isinstance(who, str) else who
-    return [{"from": who, "value": _text(turn.get("value", turn.get("content")))}]
-
-
-def _text(content):
-    """The text of a turn's content, parts joined, with a mark for each image."""
-    if not isinstance(content, list):
-        return content
-    parts = []
-    for part in content:
-        if isinstance(part, dict) and part.get("type") == "image":
-            parts.append(f"{IMAGE_MARK}\n")
-        elif isinstance(part, dict) and isinstance(part.get("text"), str):
-            parts.append(part["text"])
-        else:
-            return content
-    return "".join(parts)
-
-
-def _marked(turns, image):
-    """The turns with a mark for each image before the first, where there is none in any."""
-    images = [] if image is None else image if isinstance(image, list) else [image]
-    values = [turn.get("value") if isinstance(turn, dict) else None for turn in turns]
-    if not images or not turns or not all(isinstance(v, str) for v in values) or any(IMAGE_MARK in v for v in values):
-        return turns
-    return [{**turns[0], "value": f"{IMAGE_MARK}\n" * len(images) + values[0]}, *turns[1:]]
-
-
-class Json:
-    """A JSON file that is a list of records; read a record at a time, whatever its size."""
-
-    own_format = False  # a coreset.json is of this format already
-
-    def __init__(self, path):
-        self.path = Path(path)
-
-    def raw(self):
-        """Records as they stand in the file.
+    @abstractmethod
+    def raw(self) -> Iterator[Any]:
+        """Yield the records as they are in the files, an UnreadableRow for each row that cannot be parsed.
 
         Raises:
-            DatasetError: not JSON, not a list, or an empty one.
+            DatasetError: a file cannot be read.
         """
-        mend = "write it again or repair that place"
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(to_llava, self.raw())
+
+    def pick(self, positions: Positions) -> Iterator[Any]:
+        """Yield the raw records at these positions, in the order of the dataset."""
+        is_picked = np.zeros(max(positions, default=-1) + 1, bool)
+        is_picked[positions] = True
+        for position, record in enumerate(self.raw()):
+            if position >= len(is_picked):
+                return
+            if is_picked[position]:
+                yield record
+
+    def write(self, positions: Positions, folder: Path) -> None:
+        """Write the rows at these positions to a folder, in the dataset's format and under its file names."""
+        raise NotImplementedError(f"{type(self).__name__} is written as coreset.json")
+
+
+class JsonDataset(DatasetFormat):
+    """A JSON file that is a list of records. Only one record is in memory at a time."""
+
+    is_json = True
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def raw(self) -> Iterator[Any]:
+        """Yield the records of the list.
+
+        Raises:
+            DatasetError: the file is not JSON, not a list, or an empty list.
+        """
         count = 0
         try:
             with open(self.path, "rb") as file:
                 start = file.read(64).lstrip()[:1]
                 file.seek(0)
                 if start != b"[":
-                    raise DatasetError(f"{self.path} must hold a JSON list of samples: {mend}")
+                    raise DatasetError(f"{self.path} must contain a JSON list of samples; fix or regenerate the file")
                 for record in ijson.items(file, "item", use_float=True):
                     count += 1
                     yield record
         except FileNotFoundError:
             raise DatasetError(f"{self.path} does not exist: set dataset.annotations to your dataset") from None
         except (ijson.JSONError, UnicodeDecodeError) as error:
-            raise DatasetError(f"{self.path} is not valid JSON after {count} samples ({error}): {mend}") from None
+            raise DatasetError(
+                f"{self.path} is not valid JSON after {count} samples ({error}); fix or regenerate the file"
+            ) from None
         if not count:
-            raise DatasetError(f"{self.path} holds an empty list: it must hold at least one sample")
-
-    def __iter__(self):
-        """Records as LLaVA's."""
-        return map(to_llava, self.raw())
-
-    def pick(self, positions):
-        """Yield the raw records at these positions, in the order of the dataset."""
-        wanted = np.zeros(max(positions, default=-1) + 1, bool)
-        wanted[positions] = True
-        for position, record in enumerate(self.raw()):
-            if position >= len(wanted):
-                return
-            if wanted[position]:
-                yield record
+            raise DatasetError(f"{self.path} contains an empty list; it must contain at least one sample")
 
 
-class JsonLines(Json):
-    """A file with a JSON record on each line; a line that is none is a row that is set aside."""
+class JsonLinesDataset(DatasetFormat):
+    """A file with one JSON record per line. Blank lines are skipped."""
 
-    own_format = True
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
 
-    def raw(self):
-        """Records as they stand in the file, Broken where a line is not JSON."""
+    def raw(self) -> Iterator[Any]:
+        """Yield the record of each line, an UnreadableRow for a line that is not JSON."""
         with open(self.path, "rb") as file:
             for line in file:
                 if line.strip():
-                    yield _parsed(line)
+                    yield _parse_json(line)
 
-    def write(self, positions, folder):
-        """Write the records at these positions, line by line as they are."""
-        wanted = set(map(int, positions))
-        with open(self.path, "rb") as file, open(Path(folder) / self.path.name, "wb") as target:
-            lines = (line for line in file if line.strip())
-            target.writelines(line for position, line in enumerate(lines) if position in wanted)
+    def write(self, positions: Positions, folder: Path) -> None:
+        """Write the lines at these positions, unchanged."""
+        picked = set(map(int, positions))
+        with open(self.path, "rb") as source, open(Path(folder) / self.path.name, "wb") as target:
+            lines = (line for line in source if line.strip())
+            target.writelines(line for position, line in enumerate(lines) if position in picked)
 
 
-def _parsed(line):
+def _parse_json(text):
     try:
-        return json.loads(line)
+        return json.loads(text)
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        return Broken(f"not valid JSON ({error})")
+        return UnreadableRow(f"not valid JSON ({error})")
 
 
-class _Files:
-    """Rows of several files, one after the other."""
+class ParquetDataset(DatasetFormat):
+    """Parquet files as on the Hugging Face hub: messages or conversations, and images as bytes or paths."""
 
-    own_format = True
+    def __init__(self, path: str | Path) -> None:
+        self.files = _list_files(path, ".parquet")
 
-    def __init__(self, path, suffix):
-        path = Path(path)
-        self.files = sorted(path.glob(f"*{suffix}")) if path.is_dir() else [path]
-
-    def __iter__(self):
-        return map(to_llava, self.raw())
-
-    pick = Json.pick
-
-
-class Parquet(_Files):
-    """Parquet files as the hub's datasets are: messages or conversations, and images as bytes or paths."""
-
-    def __init__(self, path):
-        super().__init__(path, ".parquet")
-
-    def raw(self):
-        """Records as they stand in the files, an image's bytes replaced by its name.
+    def raw(self) -> Iterator[Any]:
+        """Yield the rows as records; an image stored as bytes is replaced by its name.
 
         Raises:
-            DatasetError: a file that cannot be read.
+            DatasetError: a file cannot be read.
         """
         for path in self.files:
             row = 0
             try:
                 file = pq.ParquetFile(path)
-                columns, column = _columns(file.schema_arrow)
-                for batch in file.iter_batches(ROWS_AT_ONCE, columns=columns):
+                columns, image_column = _columns_to_read(file.schema_arrow)
+                for batch in file.iter_batches(ROWS_PER_BATCH, columns=columns):
                     for record in batch.to_pylist():
-                        yield _with_names(record, column, f"{path.name}#{row}")
+                        yield _with_image_names(record, image_column, f"{path.name}#{row}")
                         row += 1
             except (OSError, pa.ArrowException) as error:
                 raise DatasetError(f"{path} cannot be read as Parquet after row {row}: {error}") from None
 
-    def write(self, positions, folder):
-        """Write the rows at these positions, in files of the same names."""
-        positions, first = np.sort(np.asarray(positions, np.int64)), 0
+    def write(self, positions: Positions, folder: Path) -> None:
+        """Write the rows at these positions, each file's rows to a file of the same name."""
+        sorted_positions = np.sort(np.asarray(positions, np.int64))
+        batch_start = 0  # dataset position of the batch's first row
         for path in self.files:
             source, writer = pq.ParquetFile(path), None
-            for batch in source.iter_batches(ROWS_AT_ONCE):
-                inside = positions[np.searchsorted(positions, first) : np.searchsorted(positions, first + len(batch))]
-                if len(inside):
+            for batch in source.iter_batches(ROWS_PER_BATCH):
+                batch_end = batch_start + len(batch)
+                first, last = np.searchsorted(sorted_positions, [batch_start, batch_end])
+                batch_rows = sorted_positions[first:last] - batch_start
+                if len(batch_rows):
                     writer = writer or pq.ParquetWriter(Path(folder) / path.name, source.schema_arrow)
-                    writer.write_batch(batch.take(pa.array(inside - first)))
-                first += len(batch)
+                    writer.write_batch(batch.take(pa.array(batch_rows)))
+                batch_start = batch_end
             if writer:
                 writer.close()
 
 
-IMAGE_COLUMNS = ("images", "image")
+def _list_files(path, suffix):
+    """A dataset's files: those of a folder with this suffix, by name, or the one file."""
+    path = Path(path)
+    return sorted(path.glob(f"*{suffix}")) if path.is_dir() else [path]
 
 
-def _columns(schema):
-    """Columns to read, without the bytes of images; and the name of the column that has them, or None."""
-    names, found = [], None
+def _columns_to_read(schema):
+    """(columns to read, column with image bytes or None): of a column with image bytes only the paths are read.
+
+    Reading the bytes of all images to list the records would read the whole file.
+    """
+    columns, image_column = [], None
     for field in schema:
-        listed = pa.types.is_list(field.type) or pa.types.is_large_list(field.type)
-        inner = field.type.value_type if listed else field.type
-        if field.name in IMAGE_COLUMNS and (pa.types.is_struct(inner) or pa.types.is_binary(inner)):
-            found = field.name
-            path = any(f.name == "path" for f in inner) if pa.types.is_struct(inner) else False
-            names.append(f"{field.name}{'.list.element' if listed else ''}{'.path' if path else ''}")
+        is_list = pa.types.is_list(field.type) or pa.types.is_large_list(field.type)
+        item_type = field.type.value_type if is_list else field.type
+        if field.name in IMAGE_COLUMNS and (pa.types.is_struct(item_type) or pa.types.is_binary(item_type)):
+            image_column = field.name
+            has_path = pa.types.is_struct(item_type) and any(child.name == "path" for child in item_type)
+            item_column = f"{field.name}.list.element" if is_list else field.name
+            columns.append(f"{item_column}.path" if has_path else item_column)
         else:
-            names.append(field.name)
-    return names, found
+            columns.append(field.name)
+    return columns, image_column
 
 
-def _with_names(record, column, place):
-    """The record with the names of its images in place of what is read of them."""
-    if column is None:
+def _with_image_names(record, image_column, row_name):
+    """The record with `images`, the names of its images, instead of the image column."""
+    if image_column is None:
         return record
-    images = record.pop(column)
-    images = images if isinstance(images, list) else [] if images is None else [images]
-    return {**record, "images": [f"{place}.{i}" for i in range(len(images))]}
+    images = record.pop(image_column)
+    if images is None:
+        images = []
+    elif not isinstance(images, list):
+        images = [images]
+    return {**record, "images": [f"{row_name}.{number}" for number in range(len(images))]}
 
 
-class Tars(_Files):
-    """WebDataset shards: members of one name before the first point belong together."""
+class WebDataset(DatasetFormat):
+    """WebDataset tar files: consecutive members whose names are equal up to the first dot are one sample."""
 
-    def __init__(self, path):
-        super().__init__(path, ".tar")
+    def __init__(self, path: str | Path) -> None:
+        self.files = _list_files(path, ".tar")
 
-    def raw(self):
-        """Records of the .json members, with the names of the images beside them.
+    def raw(self) -> Iterator[Any]:
+        """Yield each sample's JSON record with the names of its images.
 
         Raises:
-            DatasetError: a file that cannot be read.
+            DatasetError: a file cannot be read.
         """
         for path in self.files:
-            for members in _samples(path):
-                yield _of_members(path, members)
+            for members in _iterate_samples(path):
+                yield _read_record(path, members)
 
-    def write(self, positions, folder):
-        """Write the samples at these positions, in files of the same names."""
-        wanted, position = set(map(int, positions)), 0
+    def write(self, positions: Positions, folder: Path) -> None:
+        """Write the samples at these positions, each file's samples to a file of the same name."""
+        picked, position = set(map(int, positions)), 0
         for path in self.files:
-            chosen = []
-            for members in _samples(path):
-                chosen += members if position in wanted else []
+            picked_members = []
+            for members in _iterate_samples(path):
+                if position in picked:
+                    picked_members += members
                 position += 1
-            if chosen:
+            if picked_members:
                 with tarfile.open(path, "r:") as source, tarfile.open(Path(folder) / path.name, "w") as target:
-                    for member in chosen:
+                    for member in picked_members:
                         target.addfile(member, source.extractfile(member))
 
 
-def _samples(path):
-    """Yield the members of each sample of a tar file: those of one key, which lie side by side."""
+def _iterate_samples(path):
+    """Yield the list of tar members of each sample."""
     try:
         with tarfile.open(path, "r:") as file:
-            key, members = None, []
-            for member in file:
-                if not member.isfile():
-                    continue
-                folder, _, name = member.name.rpartition("/")
-                own = f"{folder}/{name.partition('.')[0]}"
-                if own != key and members:
-                    yield members
-                    members = []
-                key = own
-                members.append(member)
-            if members:
-                yield members
+            for _, members in groupby(filter(tarfile.TarInfo.isfile, file), _sample_key):
+                yield list(members)
     except (OSError, tarfile.TarError) as error:
         raise DatasetError(f"{path} cannot be read as a tar file: {error}") from None
 
 
-def _of_members(path, members):
-    suffixes = {m: m.name.rpartition("/")[2].partition(".")[2].lower() for m in members}
-    described = next((m for m in members if suffixes[m].rpartition(".")[2] == "json"), None)
-    if described is None:
-        return Broken(f"{members[0].name} in {path.name} has no .json beside it")
+def _sample_key(member):
+    """(folder, name up to the first dot)."""
+    folder, _, name = member.name.rpartition("/")
+    return folder, name.partition(".")[0]
+
+
+def _extension(member):
+    _, dot, extension = member.name.rpartition("/")[2].rpartition(".")
+    return extension.lower() if dot else ""
+
+
+def _read_record(path, members):
+    """The record of a sample's .json member, with the names of its image members."""
+    json_member = next((member for member in members if _extension(member) == "json"), None)
+    if json_member is None:
+        return UnreadableRow(f"{members[0].name} in {path.name} has no .json member with the same key")
     with open(path, "rb") as file:
-        file.seek(described.offset_data)
-        record = _parsed(file.read(described.size))
+        file.seek(json_member.offset_data)
+        record = _parse_json(file.read(json_member.size))
     if not isinstance(record, dict):
         return record
-    images = [m for m in members if suffixes[m].rpartition(".")[2] in PICTURES]
-    names = [f"{path.name}#{m.offset_data}+{m.size}" for m in sorted(images, key=lambda m: m.name)]
-    key = members[0].name.partition(".")[0]
-    record = {k: v for k, v in record.items() if k not in IMAGE_COLUMNS}
-    return {"id": key, **record, **({"images": names} if names else {})}
+    record = {key: value for key, value in record.items() if key not in IMAGE_COLUMNS}
+    image_members = sorted((m for m in members if _extension(m) in IMAGE_EXTENSIONS), key=lambda m: m.name)
+    images = [f"{path.name}#{member.offset_data}+{member.size}" for member in image_members]
+    default_id = members[0].name.partition(".")[0]
+    return {"id": default_id, **record, **({"images": images} if images else {})}
 
 
-def write_subset(dataset, positions, folder):
-    """Write the samples at these positions in the dataset's own format, as a folder, whole or not at all."""
-    with replacing(folder) as part:
-        part.mkdir()
-        dataset.write(positions, part)
+FORMATS: dict[str, Callable[[Path], DatasetFormat]] = {
+    ".json": JsonDataset,
+    ".jsonl": JsonLinesDataset,
+    ".parquet": ParquetDataset,
+    ".tar": WebDataset,
+}
+FOLDER_FORMATS = (".parquet", ".tar")  # a dataset of these formats may be a folder of files
 
 
-def coreset_records(dataset, positions):
-    """Records at these positions, for a trainer: a JSON dataset's own as they are, others as LLaVA's."""
-    picked = dataset.pick(positions)
-    return map(to_llava, picked) if dataset.own_format else picked
+def open_dataset(annotations: str | Path) -> DatasetFormat:
+    """Open the dataset at a path; the suffix of the file, or of the files in the folder, tells the format.
+
+    Raises:
+        DatasetError: the path does not exist or is not in a supported format.
+    """
+    path = Path(annotations)
+    if path.is_file():
+        if path.suffix not in FORMATS:
+            raise DatasetError(
+                f"{path}: unknown dataset format; dataset.annotations must be a file that ends in {', '.join(FORMATS)}"
+            )
+        return FORMATS[path.suffix](path)
+    if path.is_dir():
+        for suffix in FOLDER_FORMATS:
+            if any(path.glob(f"*{suffix}")):
+                return FORMATS[suffix](path)
+        raise DatasetError(
+            f"the folder {path} contains no {' or '.join(FOLDER_FORMATS)} files; "
+            "set dataset.annotations to your dataset"
+        )
+    raise DatasetError(f"{path} does not exist: set dataset.annotations to your dataset")
 
 
-def read_records(path):
-    """All records of a dataset as LLaVA's: list."""
+def write_subset(dataset: DatasetFormat, positions: Positions, folder: str | Path) -> None:
+    """Write the rows at these positions in the dataset's format, as a folder that appears when it is complete."""
+    with replacing(folder) as temporary_folder:
+        temporary_folder.mkdir()
+        dataset.write(positions, temporary_folder)
+
+
+def coreset_records(dataset: DatasetFormat, positions: Positions) -> Iterable[Any]:
+    """Records at these positions for a trainer: unchanged from a JSON dataset, converted to LLaVA's from others."""
+    records = dataset.pick(positions)
+    return records if dataset.is_json else map(to_llava, records)
+
+
+def read_records(path: str | Path) -> list[Any]:
+    """Read all records of a dataset into memory, converted to LLaVA's."""
     return list(open_dataset(path))

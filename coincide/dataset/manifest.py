@@ -1,34 +1,22 @@
-"""The rows of a dataset: which samples can be used, which are set aside and why."""
+"""The manifest: the usable samples of a dataset, and the rejected ones with their reasons."""
 
 import hashlib
 import json
-import logging
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from coincide.base.progress import Progress
-from coincide.dataset.conversation import IMAGE_MARK, ROLES, text_length
-from coincide.dataset.formats import Broken, DatasetError
-from coincide.dataset.images import ImageError, open_image
+from coincide.base.sections import Dataset
+from coincide.dataset.formats import DatasetError
+from coincide.dataset.images import ImageError, check_image_header, open_image
+from coincide.dataset.record_checks import Rejection, check_record
+from coincide.dataset.samples import Reason, RejectedSample, rejected_table
+from coincide.dataset.shard_assignment import assign_shards
 
-log = logging.getLogger(__name__)
-
-REASONS = (
-    "malformed record",
-    "empty conversation",
-    "malformed turns",
-    "image token count mismatch",
-    "duplicate id",
-    "missing image",
-    "unreadable image",
-    "decompression bomb",
-    "image path outside the folder",
-    "too long",
-    "non-finite activation",
-)
 MANIFEST_COLUMNS = {
     "sample_id": "str",
     "source": "str",
@@ -39,178 +27,93 @@ MANIFEST_COLUMNS = {
     "shard": "int32",
     "position": "int64",
 }
+# of samples whose record was checked; `images` joins all image names, `digest` is that of the record
 CHECKED_COLUMNS = {
-    **{name: kind for name, kind in MANIFEST_COLUMNS.items() if name != "shard"},
+    **{name: dtype for name, dtype in MANIFEST_COLUMNS.items() if name != "shard"},
     "images": "str",
     "digest": "str",
 }
-REJECTED_COLUMNS = {"sample_id": "str", "position": "int64", "reason": "str", "detail": "str"}
-SEPARATOR = "\0"  # between the names of a sample's images: no file name holds it
-ROWS_AT_ONCE = 4096
-IMAGE_TOKENS = 576  # what an image costs beside text, for shards of like cost: LLaVA-1.5's number of visual tokens
-CHARACTERS_A_TOKEN = 4
+SEPARATOR = "\0"  # between the image names of a sample; no file name contains it
+ROWS_PER_BATCH = 4096
+DIGEST_LENGTH = 20  # hexadecimal digits
+LONGEST_DIGEST = 40  # with the suffixes that keep digests of equal records apart
 
 
-class Rejection(ValueError):
-    """A sample that cannot be used.
+def build_manifest(
+    records: Iterable[Any], images: str | Path, dataset: Dataset, *, clusters: int = 1, threads: int = 1
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Divide the rows of a dataset into usable samples and rejected ones.
 
-    Attributes:
-        reason: one of REASONS.
-    """
-
-    def __init__(self, reason, detail):
-        super().__init__(detail)
-        self.reason = reason
-
-
-def check_record(record):
-    """Check one LLaVA record without opening its images, and describe it.
+    Records are read one at a time and not kept: only their names and numbers are in memory, about 2 GiB for four
+    million rows.
 
     Args:
-        record: any JSON value.
-
-    Returns:
-        dict of sample_id (None where the record has none), source, image, images, n_images,
-        n_turns, text_length.
-
-    Raises:
-        Rejection: with its reason.
-    """
-    if isinstance(record, Broken):
-        raise Rejection("malformed record", record.detail)
-    if not isinstance(record, dict):
-        raise Rejection("malformed record", f"a record must be an object, this one is {type(record).__name__}")
-    images = record.get("image")
-    images = [] if images is None else images if isinstance(images, list) else [images]
-    if not all(isinstance(name, str) and name and "\0" not in name for name in images):
-        raise Rejection("malformed record", "`image` must be a file name or a list of file names")
-    identifier = record.get("id")
-    if identifier is not None and not isinstance(identifier, str | int):
-        raise Rejection("malformed record", "`id` must be a string or a whole number")
-    turns = record.get("conversations")
-    if not turns:
-        raise Rejection("empty conversation", "`conversations` is missing or empty")
-    _check_turns(turns)
-    marks = sum(turn["value"].count(IMAGE_MARK) for turn in turns)
-    if marks != len(images):
-        raise Rejection("image token count mismatch", f"{marks} {IMAGE_MARK} marks for {len(images)} images")
-    source = record.get("source")
-    if not isinstance(source, str):
-        source = images[0].split("/")[0] if images and "/" in images[0] else "images" if images else "text_only"
-    return {
-        "sample_id": None if identifier in (None, "") else str(identifier),
-        "source": source,
-        "image": images[0] if images else None,
-        "images": images,
-        "n_images": len(images),
-        "n_turns": len(turns),
-        "text_length": text_length(turns),
-    }
-
-
-def _check_turns(turns):
-    if not isinstance(turns, list):
-        raise Rejection("malformed turns", "`conversations` must be a list of turns")
-    for i, turn in enumerate(turns):
-        if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
-            raise Rejection("malformed turns", f"turn {i} must be an object with a text `value`")
-        expected = list(ROLES)[i % 2]
-        if turn.get("from") != expected:
-            raise Rejection("malformed turns", f"turn {i} must be from {expected!r}, it is from {turn.get('from')!r}")
-    if len(turns) % 2:
-        raise Rejection("malformed turns", "the last turn must be from 'gpt'")
-    if not any(turn["value"].replace(IMAGE_MARK, "").strip() for turn in turns[1::2]):
-        raise Rejection("empty conversation", "no answer has any text")
-    if any(IMAGE_MARK in turn["value"] for turn in turns[1::2]):
-        raise Rejection("malformed turns", f"an answer holds {IMAGE_MARK}")
-
-
-def build_manifest(records, images, dataset, *, clusters=1, threads=1):
-    """Sort the rows of a dataset into samples that can be used and samples that are set aside.
-
-    Records are read one at a time and none is kept: four million take some gigabytes, of names and numbers.
-
-    Args:
-        records: iterable of LLaVA records, any JSON values.
+        records: LLaVA records, any JSON values.
         images: folder that image names are relative to.
-        dataset: Dataset section of the config. Samples of the same images go into one shard, and shards cost
-            about the same.
-        clusters: number of clusters that the samples will be divided into.
-        threads: for checking images.
+        dataset: section of the config.
+        clusters: number of clusters that the samples will be divided into; an early check only.
+        threads: threads that check images.
 
     Returns:
-        (manifest, rejected): tables as DESIGN.md describes them; every row is in exactly one. The manifest
-        is in the order of the shards, samples of the same images side by side.
+        (manifest, rejected): tables with the columns of MANIFEST_COLUMNS and REJECTED_COLUMNS. Every row of the
+        dataset is in exactly one of them. The manifest is sorted by shard, samples of the same images next to each
+        other.
 
     Raises:
-        DatasetError: no images folder, fewer samples than shards or clusters.
+        DatasetError: there is no images folder, or there are fewer usable samples than shards or clusters.
     """
     if not Path(images).is_dir():
-        raise DatasetError(f"the images folder {images} does not exist: set dataset.images")
-    accepted, rejected = _checked(records, digests=dataset.duplicate_ids == "digest")
-    accepted, duplicates = _name(accepted, dataset.duplicate_ids)
-    faults = _check_images(_names(accepted).unique(), images, dataset.decode_images, threads)
-    kept, with_faults = _without(accepted, faults)
-    rejected = [*rejected, *duplicates, *with_faults]
-    if len(kept) < dataset.shards:
-        raise DatasetError(f"{len(kept)} usable samples cannot fill {dataset.shards} shards: lower dataset.shards")
-    if len(kept) < clusters:
-        raise DatasetError(f"{len(kept)} usable samples cannot fill {clusters} clusters: lower clustering.k")
-    manifest = assign_shards(kept, dataset.shards)[list(MANIFEST_COLUMNS)].astype(MANIFEST_COLUMNS)
-    rejected.sort(key=lambda row: row["position"])
+        raise DatasetError(f"the images folder {images} does not exist; set dataset.images")
+    samples, malformed = _check_records(records, with_digests=dataset.duplicate_ids == "digest")
+    samples, duplicates = _assign_ids(samples, dataset.duplicate_ids)
+    faults = _find_faulty_images(_image_uses(samples).unique(), images, dataset.decode_images, threads)
+    samples, with_faulty_images = _reject_faulty_images(samples, faults)
+    if len(samples) < dataset.shards:
+        raise DatasetError(f"only {len(samples)} usable samples for {dataset.shards} shards; lower dataset.shards")
+    if len(samples) < clusters:
+        raise DatasetError(f"only {len(samples)} usable samples for {clusters} clusters; lower clustering.k")
+    manifest = assign_shards(samples, dataset.shards)[list(MANIFEST_COLUMNS)].astype(MANIFEST_COLUMNS)
+    rejected = sorted([*malformed, *duplicates, *with_faulty_images], key=lambda sample: sample.dataset_row)
     return manifest, rejected_table(rejected)
 
 
-def assign_shards(samples, shards):
-    """Divide samples among shards: the table by shard, samples of the same images side by side.
+def check_rejected(rejected: pd.DataFrame, total: int, max_rejected: float) -> None:
+    """Stop the run if too many samples were rejected.
 
     Args:
-        samples: table with columns images, n_images, text_length, in the order of the dataset.
-        shards: number of shards.
+        rejected: table of the rejected samples.
+        total: rows of the dataset.
+        max_rejected: largest share of the dataset that may be rejected.
+
+    Raises:
+        DatasetError: with the most frequent reason and up to three examples.
+    """
+    if not total or len(rejected) / total <= max_rejected:
+        return
+    reason = rejected["reason"].value_counts().index[0]
+    examples = rejected[rejected["reason"] == reason].head(3)
+    lines = [
+        f"{len(rejected)} of {total} samples ({len(rejected) / total:.1%}) were rejected, above "
+        f"dataset.max_rejected ({max_rejected:.1%}). The most frequent reason is {reason!r}, for example:",
+        *(f"  row {example.position} ({example.sample_id}): {example.detail}" for example in examples.itertuples()),
+    ]
+    if reason == Reason.DUPLICATE_ID:
+        lines.append("If samples with the same id are different samples, set dataset.duplicate_ids to digest.")
+    lines.append("Fix the dataset or raise dataset.max_rejected.")
+    raise DatasetError("\n".join(lines))
+
+
+def _check_records(records, *, with_digests):
+    """Check each record by itself.
+
+    Args:
+        records: iterable of LLaVA records.
+        with_digests: compute the digest of every record, not only of those without an id.
 
     Returns:
-        the table with a column shard, reordered. Shards differ in their estimated cost, tokens, by no more
-        than one group of samples; none is empty where there are as many groups as shards.
+        (table with the columns of CHECKED_COLUMNS, list of rejected samples).
     """
-    groups = _groups(samples["images"].mask(samples["n_images"] == 0))
-    cost = _tokens(samples, groups)
-    of_groups = np.maximum(np.bincount(groups, weights=cost), 1) if len(groups) else np.zeros(0)
-    before = np.cumsum(of_groups) - of_groups / 2  # a group is where its middle is
-    shard = np.minimum((before * shards / max(of_groups.sum(), 1)).astype(np.int64), shards - 1)
-    count = len(of_groups)
-    if count >= shards:  # a group that is dearer than a shard leaves none empty
-        shard = np.maximum.accumulate(np.maximum(shard, np.arange(count) - (count - shards)))
-        shard = np.minimum(shard, np.arange(count))
-        shard = np.minimum.accumulate(shard - np.arange(count)) + np.arange(count)  # none is passed over
-    order = np.argsort(groups, kind="stable")
-    return samples.assign(shard=shard[groups]).iloc[order].reset_index(drop=True)
-
-
-def estimated_tokens(manifest):
-    """(n,) tokens that reading each sample of a manifest takes, by a rule of thumb: images count once."""
-    return _tokens(manifest, _groups(manifest["image"].mask(manifest["n_images"] != 1)))
-
-
-def _tokens(samples, groups):
-    text = -(-samples["text_length"].to_numpy() // CHARACTERS_A_TOKEN)
-    first = ~pd.Series(groups).duplicated().to_numpy()
-    return text + first * samples["n_images"].to_numpy() * IMAGE_TOKENS
-
-
-def _groups(names):
-    """(n,) group of each sample, in the order of their first: those of one name together, without a name alone."""
-    groups = pd.factorize(names)[0]
-    alone = groups < 0
-    groups[alone] = groups.max(initial=-1) + 1 + np.arange(alone.sum())
-    return pd.factorize(groups)[0]
-
-
-def _checked(records, *, digests):
-    """Table of the rows that can be used by themselves, and list of rejected rows of the others.
-
-    The table has the columns of `check_record`, position, and digest: of the content, where it may be needed.
-    """
-    parts, rows, rejected = [], [], []
+    tables, rows, rejected = [], [], []
 
     def table():
         return pd.DataFrame(rows, columns=list(CHECKED_COLUMNS)).astype(CHECKED_COLUMNS)
@@ -219,107 +122,88 @@ def _checked(records, *, digests):
         try:
             row = check_record(record)
         except Rejection as rejection:
-            rejected.append(_rejected_row(record, position, rejection.reason, str(rejection)))
+            rejected.append(rejection.rejected_sample(record, position))
             continue
-        wanted = digests or row["sample_id"] is None
-        digest = _content_digest(record) if wanted else None
-        rows.append({**row, "images": SEPARATOR.join(row["images"]), "position": position, "digest": digest})
-        if len(rows) == ROWS_AT_ONCE:
-            parts.append(table())
+        row["digest"] = _digest(record) if with_digests or row["sample_id"] is None else None
+        rows.append({**row, "images": SEPARATOR.join(row["images"]), "position": position})
+        if len(rows) == ROWS_PER_BATCH:  # a table takes less memory than dicts
+            tables.append(table())
             rows = []
-    return pd.concat([*parts, table()], ignore_index=True), rejected
+    return pd.concat([*tables, table()], ignore_index=True), rejected
 
 
-def _content_digest(record):
+def _digest(record):
     content = json.dumps(record, sort_keys=True, default=str).encode()
-    return hashlib.sha256(content).hexdigest()[:20]
+    return hashlib.sha256(content).hexdigest()[:DIGEST_LENGTH]
 
 
-def rejected_table(rows):
-    """Table of rejected samples from rows of sample_id, position, reason, detail."""
-    return pd.DataFrame(rows, columns=list(REJECTED_COLUMNS)).astype(REJECTED_COLUMNS)
+def _assign_ids(samples, duplicate_ids):
+    """Give each sample a unique id; a sample without an id gets the digest of its record.
 
+    Args:
+        samples: table of checked samples.
+        duplicate_ids: what happens to samples with the same id. "reject" keeps the first and rejects the others,
+            "digest" gives each the digest of its record.
 
-def check_rejected(rejected, total, max_rejected):
-    """Stop when too large a share of the dataset was set aside.
-
-    Raises:
-        DatasetError: names the commonest reason with three examples.
+    Returns:
+        (table of the remaining samples, list of rejected samples).
     """
-    if total and len(rejected) / total > max_rejected:
-        worst = rejected["reason"].value_counts().index[0]
-        examples = rejected[rejected["reason"] == worst].head(3)
-        lines = "\n".join(f"  row {r.position} ({r.sample_id}): {r.detail}" for r in examples.itertuples())
-        mend = "\nset dataset.duplicate_ids to digest if such rows are samples of their own, or" * (
-            worst == "duplicate id"
-        )
-        raise DatasetError(
-            f"{len(rejected)} of {total} samples ({len(rejected) / total:.1%}) were set aside, above "
-            f"dataset.max_rejected ({max_rejected:.1%}). The commonest reason is {worst!r}:\n{lines}{mend}\n"
-            "repair the dataset or raise dataset.max_rejected"
-        )
-
-
-def _rejected_row(record, position, reason, detail):
-    identifier = record.get("id") if isinstance(record, dict) else None
-    identifier = str(identifier) if isinstance(identifier, str | int) else None
-    return {"sample_id": identifier, "position": position, "reason": reason, "detail": detail}
-
-
-def _name(accepted, duplicate_ids):
-    """Give every sample a unique id; returns the table of samples kept, and the rows of those that are not."""
-    ids = accepted["sample_id"]
-    known = ids.notna()
-    duplicates = []
+    ids = samples["sample_id"]
+    rejected = []
     if duplicate_ids == "reject":
-        later = known & ids.duplicated()
-        first = accepted[known & ids.isin(ids[later].unique()) & ~later].set_index("sample_id")["position"]
-        for row in accepted[later].itertuples():
-            detail = f"row {first[row.sample_id]} has the same id"
-            duplicates.append(
-                {"sample_id": row.sample_id, "position": row.position, "reason": "duplicate id", "detail": detail}
-            )
-        accepted = accepted[~later]
-        by_digest = ~known[~later]
+        is_duplicate = ids.notna() & ids.duplicated()
+        rejected = _duplicates(samples, is_duplicate)
+        samples = samples[~is_duplicate]
+        needs_digest = samples["sample_id"].isna()
     else:
-        by_digest = ~known | ids.duplicated(keep=False)
-    names, taken = accepted["sample_id"].copy(), set(ids[ids.str.len().between(20, 40)])
-    unnamed = accepted.index[by_digest]
-    given = []
-    for digest in accepted.loc[unnamed, "digest"]:
+        needs_digest = ids.isna() | ids.duplicated(keep=False)
+    taken = set(ids[ids.str.len().between(DIGEST_LENGTH, LONGEST_DIGEST)])  # ids that a digest may be equal to
+    new_ids = samples["sample_id"].copy()
+    new_ids.loc[samples.index[needs_digest]] = _make_unique(samples.loc[needs_digest, "digest"], taken)
+    return samples.assign(sample_id=new_ids).reset_index(drop=True), rejected
+
+
+def _duplicates(samples, is_duplicate):
+    """Rejected samples of the rows that are marked as duplicates, each with the row that has the same id."""
+    shared_ids = samples.loc[is_duplicate, "sample_id"].unique()
+    is_first = samples["sample_id"].isin(shared_ids) & ~is_duplicate
+    first_rows = samples[is_first].set_index("sample_id")["position"]
+    return [
+        RejectedSample(
+            duplicate.sample_id,
+            duplicate.position,
+            Reason.DUPLICATE_ID,
+            f"row {first_rows[duplicate.sample_id]} has the same id",
+        )
+        for duplicate in samples[is_duplicate].itertuples()
+    ]
+
+
+def _make_unique(digests, taken):
+    """Append "+" to each digest until it differs from the earlier ones and from the ids that are taken."""
+    unique = []
+    for digest in digests:
         while digest in taken:
-            digest += "+"  # the same content again, or an id that looks like a digest
+            digest += "+"
         taken.add(digest)
-        given.append(digest)
-    names.loc[unnamed] = given
-    return accepted.assign(sample_id=names).reset_index(drop=True), duplicates
+        unique.append(digest)
+    return unique
 
 
-def _names(samples):
-    """All image names of samples: one value a use."""
+def _image_uses(samples):
+    """Series of image names, one entry per use, with the index of the sample that uses the image."""
     with_images = samples.loc[samples["n_images"] > 0, "images"]
     return with_images.str.split(SEPARATOR, regex=False).explode()
 
 
-def _without(samples, faults):
-    """(samples whose images can all be used, rejected rows of the others)."""
-    names = _names(samples)
-    bad = names[names.isin(list(faults))]
-    bad = bad[~bad.index.duplicated()]  # of a sample the first
-    rows = [
-        {"sample_id": samples.at[i, "sample_id"], "position": samples.at[i, "position"],
-         "reason": faults[name][0], "detail": faults[name][1]}
-        for i, name in bad.items()
-    ]  # fmt: skip
-    return samples.drop(bad.index).reset_index(drop=True), rows
+def _find_faulty_images(names, folder, decode, threads):
+    """Check images and return the faulty ones: dict of name -> (reason, detail)."""
 
+    check_image = open_image if decode else check_image_header
 
-def _check_images(names, folder, decode, threads):
-    """Find the images that cannot be used: name -> (reason, detail)."""
-
-    def fault(name):
+    def find_fault(name):
         try:
-            open_image(folder, name, decode=decode)
+            check_image(folder, name)
         except ImageError as error:
             return error.reason, str(error)
         return None
@@ -327,11 +211,23 @@ def _check_images(names, folder, decode, threads):
     progress = Progress(len(names), "checking images", unit="images")
     faults = {}
     with ThreadPoolExecutor(threads) as pool:
-        for start in range(0, len(names), ROWS_AT_ONCE):
-            part = list(names[start : start + ROWS_AT_ONCE])
-            for name, found in zip(part, pool.map(fault, part)):
-                if found:
-                    faults[name] = found
+        for start in range(0, len(names), ROWS_PER_BATCH):
+            batch = list(names[start : start + ROWS_PER_BATCH])
+            for name, fault in zip(batch, pool.map(find_fault, batch)):
+                if fault:
+                    faults[name] = fault
                 progress.update(1)
     progress.close()
     return faults
+
+
+def _reject_faulty_images(samples, faults):
+    """(table of the samples without faulty images, list of rejected samples); the first faulty image is reported."""
+    uses = _image_uses(samples)
+    faulty_uses = uses[uses.isin(list(faults))]
+    first_faulty = faulty_uses[~faulty_uses.index.duplicated()]
+    rejected = [
+        RejectedSample(samples.at[i, "sample_id"], int(samples.at[i, "position"]), *faults[name])
+        for i, name in first_faulty.items()
+    ]
+    return samples.drop(first_faulty.index).reset_index(drop=True), rejected

@@ -1,45 +1,51 @@
-"""Shards: the records of a part of the samples, so that a job reads its own and no more."""
+"""Shards: one file of records per shard, so that a job reads only the records of its shard."""
 
 import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from coincide.base.files import replacing
 
-LINES_AT_ONCE = 64
+LINES_PER_WRITE = 64
 
 
-def write_shards(records, manifest, shards, folder):
-    """Write each shard's records as JSON lines: shard-NNNNN.jsonl.
+def write_shards(records: Iterable[Any], manifest: pd.DataFrame, shards: int, folder: str | Path) -> None:
+    """Write the records of each shard as JSON lines: shard-NNNNN.jsonl.
 
-    The dataset is read once, and a record is written as it comes: lines are in the dataset's order.
+    The dataset is read once and a few lines per shard are buffered, so the lines of a file are in the order of the
+    dataset, not of the manifest; `place` is the row in the manifest.
 
     Args:
-        records: iterable of LLaVA records, the dataset.
+        records: LLaVA records of the whole dataset.
         manifest: table with columns sample_id, shard, position.
         shards: number of shards.
         folder: folder to write.
     """
-    place = np.full(int(manifest["position"].max()) + 1, -1)
-    place[manifest["position"]] = np.arange(len(manifest))
-    sample_ids, of_shard = manifest["sample_id"], manifest["shard"].to_numpy()
-    with replacing(folder) as part:
-        part.mkdir()
-        waiting = [[] for _ in range(shards)]
+    manifest_rows = np.full(int(manifest["position"].max()) + 1, -1)  # by position; -1 for rejected samples
+    manifest_rows[manifest["position"]] = np.arange(len(manifest))
+    sample_ids, sample_shards = manifest["sample_id"], manifest["shard"].to_numpy()
+    with replacing(folder) as temporary_folder:
+        temporary_folder.mkdir()
+        buffers: list[list[str]] = [[] for _ in range(shards)]
 
         def flush(shard):
-            with open(part / f"shard-{shard:05d}.jsonl", "a", encoding="utf-8") as file:
-                file.writelines(waiting[shard])
-            waiting[shard] = []
+            # opened for each write: there may be more shards than files that a process may hold open
+            with open(temporary_folder / f"shard-{shard:05d}.jsonl", "a", encoding="utf-8") as file:
+                file.writelines(buffers[shard])
+            buffers[shard].clear()
 
-        for position, record in zip(range(len(place)), records):
-            row = place[position]
+        for position, record in zip(range(len(manifest_rows)), records):
+            row = manifest_rows[position]
             if row < 0:
                 continue
             line = {"sample_id": sample_ids[row], "position": position, "place": int(row), "record": record}
-            shard = of_shard[row]
-            waiting[shard].append(json.dumps(line, default=str) + "\n")
-            if len(waiting[shard]) == LINES_AT_ONCE:
+            shard = sample_shards[row]
+            buffers[shard].append(json.dumps(line, default=str) + "\n")
+            if len(buffers[shard]) == LINES_PER_WRITE:
                 flush(shard)
         for shard in range(shards):
             flush(shard)

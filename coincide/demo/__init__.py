@@ -1,1 +1,1 @@
-"""The datasets and small models that the default config builds for itself."""
+"""The datasets and small models that the default config builds itself."""

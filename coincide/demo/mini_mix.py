@@ -1,292 +1,127 @@
-"""The default dataset: a visual-instruction-tuning mix in LLaVA's format, small and real enough to select from.
+"""The default dataset: a visual-instruction-tuning mix in LLaVA's format, small but real enough to select from.
 
-Two sources are data that installed packages carry (easy-VQA; scikit-learn's scanned handwritten
-digits), the others are renderings with known answers for skills that a real mix has and these lack.
-As in a real mix, sources are unequal in size, phrased in several ways and partly redundant.
+Two sources come from installed packages: easy-VQA, and scikit-learn's scanned handwritten digits. The others are
+drawings with known answers, for skills of a real mix that those two lack. As in a real mix, the sources differ in
+size, phrase a question in several ways, and are partly redundant.
 
-Four splits with no image in common: `train` is offered for selection, `pretrain` is set aside for
-the models that the demo builds, `test` is what the evaluation tasks ask, `validation` what settings
-may be tuned on.
+The four splits have no image in common: `train` for selection, `pretrain` to train the demo's small models, `test`
+for the evaluation tasks, `validation` to tune settings on.
+
+Each source is a function of (random generator, split) that yields examples. The order of the random draws in it is
+fixed: another order would make another dataset from the same seed.
 """
 
-import hashlib
-import json
-import shutil
-import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
-from coincide.base.files import replacing
-from coincide.dataset.conversation import IMAGE_MARK
+from coincide.demo.drawings import (
+    DIGIT_GRID,
+    DIGIT_GRID_MAXIMUM,
+    ONE_DIGIT,
+    SHAPES,
+    TWO_DIGITS,
+    WORDS,
+    corner,
+    draw_bar_chart,
+    draw_digits,
+    draw_scene,
+    draw_word,
+)
+from coincide.demo.mix import QUESTION_FOLDERS, Example, Source, write_mix
 
-SIZE = 64  # pixels a side, as easy-VQA's images have
-SPLITS = ("test", "pretrain", "train", "validation")
-ASKED = {"test": "evaluation", "validation": "validation"}  # split -> folder of its questions
-COLOURS = {
-    "red": (214, 39, 40),
-    "green": (44, 140, 44),
-    "blue": (31, 90, 200),
-    "yellow": (240, 200, 0),
-    "black": (0, 0, 0),
-    "purple": (140, 60, 180),
-}
-SHAPES = ("circle", "square", "triangle")
-WORDS = (
-    "stop exit taxi open sale bank cafe park milk bread hotel music north south east west "
-    "left right push pull red blue gold iron fish bird tree moon star ship"
-).split()
 OPPOSITES = [("hot", "cold"), ("up", "down"), ("left", "right"), ("big", "small"), ("open", "shut"), ("new", "old")]
 TENS = "zero ten twenty thirty forty fifty sixty seventy eighty ninety".split()
+PRETRAIN_EVERY = 4  # every fourth training image of easy-VQA is in the split pretrain
 
 
-@dataclass
-class Example:
-    """One image (or none) with its conversation: pairs of question and answer."""
-
-    image: Image.Image | Path | None
-    turns: list[tuple[str, str]]
-    facts: list[str] = field(default_factory=list)  # what a caption must mention
-
-
-@dataclass(frozen=True)
-class Source:
-    """A sub-dataset: how to make its examples, and its share of the train split."""
-
-    make: object  # (rng, split) -> iterator of Example, without end or until its data is used up
-    weight: int
-
-
-def write_mini_mix(output, *, samples, pretrain_samples, test_samples, validation_samples, seed):
-    """Write the mix: train.json, pretrain.json, images/, evaluation/ and validation/<source>.parquet.
+def write_mini_mix(
+    output: Path, *, samples: int, pretrain_samples: int, test_samples: int, validation_samples: int, seed: int
+) -> None:
+    """Write the mix: train.json, pretrain.json, images/, evaluation/<source>.parquet and validation/<source>.parquet.
 
     Args:
-        output: folder, made anew; appears whole or not at all.
-        samples: size of train.json.
-        pretrain_samples: size of pretrain.json.
-        test_samples: questions of each evaluation task.
-        validation_samples: questions of each task for tuning.
-        seed: all is a function of it.
+        output: folder to write; an existing one is replaced when the new one is complete.
+        samples: number of samples in train.json.
+        pretrain_samples: number of samples in pretrain.json.
+        test_samples: number of questions per source for evaluation.
+        validation_samples: number of questions per source for tuning.
+        seed: the same seed gives the same files.
+
+    Raises:
+        UserError: a source has fewer examples than its share.
     """
-    size = {"train": samples, "pretrain": pretrain_samples, "test": test_samples, "validation": validation_samples}
-    write_mix(output, SOURCES, size, seed=seed)
+    sizes = {"train": samples, "pretrain": pretrain_samples, "test": test_samples, "validation": validation_samples}
+    write_mix(output, SOURCES, sizes, seed=seed)
 
 
-def write_mix(output, sources, size, *, seed, family=lambda name: name):
-    """Write a mix of sources.
-
-    Args:
-        output: folder, made anew; appears whole or not at all.
-        sources: dict of name -> Source.
-        size: samples of the splits train and pretrain, questions of each source of test and validation; a split
-            that is not named is not written.
-        seed: all is a function of it.
-        family: function of a source's name: under which its questions stand.
-    """
-    weights = sum(source.weight for source in sources.values())
-    with replacing(output) as folder:
-        folder.mkdir()
-        owner: dict[bytes, str] = {}  # digest of an image's pixels -> the split that has it
-        records: dict[str, list[dict]] = {split: [] for split in size if split not in ASKED}
-        questions: dict[str, list[Example]] = {}
-        for name, source in sources.items():
-            for split in [split for split in SPLITS if split in size]:
-                count = size[split] if split in ASKED else size[split] * source.weight // weights
-                if split not in ASKED and name == next(iter(sources)):  # what the divisions left over
-                    others = list(sources.values())[1:]
-                    count = size[split] - sum(size[split] * other.weight // weights for other in others)
-                rng = np.random.default_rng([seed, zlib.crc32(name.encode()), SPLITS.index(split)])
-                examples = _unshared(source.make(rng, split), split, owner, count, name)
-                if split in ASKED:
-                    questions.setdefault(f"{ASKED[split]}/{family(name)}.parquet", []).extend(examples)
-                else:
-                    records[split] += _write_images(folder / "images", name, split, examples)
-        for path, examples in questions.items():
-            _write_questions(folder / path, examples)
-        for split, rows in records.items():
-            order = np.random.default_rng([seed, SPLITS.index(split)]).permutation(len(rows))
-            (folder / f"{split}.json").write_text(json.dumps([rows[i] for i in order], indent=1))
-
-
-def _unshared(examples: Iterator[Example], split, owner, count, name):
-    """Take `count` examples, passing over those whose image another split already has."""
-    taken = []
-    while len(taken) < count:
-        example = next(examples, None)
-        if example is None:
-            raise ValueError(f"source {name} has only {len(taken)} examples for {split}, {count} were asked for")
-        if example.image is not None:
-            pixels = example.image
-            if isinstance(pixels, Path):
-                pixels = _open(pixels)
-            digest = hashlib.sha256(pixels.tobytes()).digest()
-            if owner.setdefault(digest, split) != split:
-                continue
-        taken.append(example)
-    return taken
-
-
-def _write_images(folder, name, split, examples):
-    (folder / name).mkdir(parents=True, exist_ok=True)
-    records, written = [], {}
-    for i, example in enumerate(examples):
-        record = {"id": f"{name}-{split}-{i:05d}", "source": name, "conversations": []}
-        if example.image is not None:
-            key = example.image if isinstance(example.image, Path) else example.image.tobytes()
-            if key not in written:
-                written[key] = f"{name}/{split}-{len(written):05d}.png"
-                if isinstance(example.image, Path):
-                    shutil.copyfile(example.image, folder / written[key])
-                else:
-                    example.image.save(folder / written[key], compress_level=1)
-            record["image"] = written[key]
-        for j, (question, answer) in enumerate(example.turns):
-            mark = f"{IMAGE_MARK}\n" if j == 0 and example.image is not None else ""
-            record["conversations"] += [{"from": "human", "value": mark + question}, {"from": "gpt", "value": answer}]
-        records.append(record)
-    return records
-
-
-def _write_questions(path, examples):
-    from datasets import Dataset, Features, List, Value
-    from datasets import Image as ImageFeature
-
-    path.parent.mkdir(exist_ok=True)
-    rows = [
-        {
-            "image": None if e.image is None else _open(e.image) if isinstance(e.image, Path) else e.image,
-            "question": e.turns[0][0],
-            "answer": e.turns[0][1],
-            "facts": e.facts,
-        }
-        for e in examples
-    ]
-    features = Features(
-        {
-            "image": ImageFeature(),
-            "question": Value("string"),
-            "answer": Value("string"),
-            "facts": List(Value("string")),
-        }
-    )
-    Dataset.from_list(rows, features=features).to_parquet(path)
-
-
-def _open(path):
-    with Image.open(path) as image:
-        return image.convert("RGB")
-
-
-def _pick(rng, options):
+def _choose(rng, options):
     return options[rng.integers(len(options))]
 
 
-# --- easy-VQA -------------------------------------------------------------------------------------
+# --- data of installed packages ----------------------------------------------------------------------
 
 
-def easy_vqa_examples(rng, split):
-    """Questions of the package easy-vqa, in an order of rng; a split has images of its own."""
+def easy_vqa_examples(rng: np.random.Generator, split: str) -> Iterator[Example]:
+    """Questions of the package easy-vqa in random order; its test images are for questions, the others for samples."""
     import easy_vqa
 
-    if split in ASKED:
-        (questions, answers, ids), paths = easy_vqa.get_test_questions(), easy_vqa.get_test_image_paths()
-        keep = np.ones(len(ids), dtype=bool)
+    if split in QUESTION_FOLDERS:
+        (questions, answers, image_ids), paths = easy_vqa.get_test_questions(), easy_vqa.get_test_image_paths()
+        in_split = np.ones(len(image_ids), dtype=bool)
     else:
-        (questions, answers, ids), paths = easy_vqa.get_train_questions(), easy_vqa.get_train_image_paths()
-        keep = (np.array(ids) % 4 == 0) == (split == "pretrain")  # a quarter of the images is set aside
-    for i in rng.permutation(np.flatnonzero(keep)):
-        yield Example(Path(paths[ids[i]]), [(questions[i], answers[i])])
-
-
-# --- handwritten digits ---------------------------------------------------------------------------
-
-
-@cache
-def _digits():
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    return (255 - data.images * (255 / 16)).astype(np.uint8), data.target
-
-
-def _scans(split):
-    """Positions of the scans that a split may use: three parts of the 1,797, by writer order."""
-    part = {"test": (0, 300), "validation": (0, 300), "pretrain": (300, 800), "train": (800, 1797)}[split]
-    return np.arange(*part)
-
-
-def draw_digits(rng, split, count, size):
-    """Scans on a grid of cells of `size` (width, height) pixels: the image and the digits' values."""
-    images, labels = _digits()
-    chosen = rng.choice(_scans(split), count)
-    canvas = Image.new("L", (SIZE, SIZE), 255)
-    width, height = size
-    columns = SIZE // width
-    cells = np.sort(rng.choice(columns * (SIZE // height), count, replace=False))
-    for cell, scan in zip(cells, chosen):
-        digit = Image.fromarray(images[scan]).resize(size, Image.Resampling.BICUBIC)
-        canvas.paste(digit, ((cell % columns) * width, (cell // columns) * height))
-    return canvas.convert("RGB"), [int(labels[s]) for s in chosen]
+        (questions, answers, image_ids), paths = easy_vqa.get_train_questions(), easy_vqa.get_train_image_paths()
+        is_pretrain = np.array(image_ids) % PRETRAIN_EVERY == 0
+        in_split = is_pretrain == (split == "pretrain")
+    for i in rng.permutation(np.flatnonzero(in_split)):
+        yield Example(Path(paths[image_ids[i]]), [(questions[i], answers[i])])
 
 
 def _digits_read(rng, split):
-    ask = ["which digit is this?", "what number is written here?", "read the number.", "what does the image say?"]
+    phrasings = [
+        "which digit is this?",
+        "what number is written here?",
+        "read the number.",
+        "what does the image say?",
+    ]
     while True:
-        image, values = draw_digits(rng, split, 1, (64, 64))
-        yield Example(image, [(_pick(rng, ask), str(values[0]))])
+        image, digits = draw_digits(rng, split, 1, ONE_DIGIT)
+        yield Example(image, [(_choose(rng, phrasings), str(digits[0]))])
 
 
 def _digits_add(rng, split):
-    ask = ["what is the sum of the two digits?", "add the digits.", "what do you get if you add the two numbers?"]
+    phrasings = [
+        "what is the sum of the two digits?",
+        "add the digits.",
+        "what do you get if you add the two numbers?",
+    ]
     while True:
-        image, values = draw_digits(rng, split, 2, (32, 64))
-        yield Example(image, [(_pick(rng, ask), str(sum(values)))])
+        image, digits = draw_digits(rng, split, 2, TWO_DIGITS)
+        yield Example(image, [(_choose(rng, phrasings), str(sum(digits)))])
 
 
 def _digits_count(rng, split):
-    ask = ["how many digits are there?", "count the digits.", "how many numbers are written here?"]
+    phrasings = ["how many digits are there?", "count the digits.", "how many numbers are written here?"]
     while True:
-        image, values = draw_digits(rng, split, int(rng.integers(1, 8)), (16, 16))
-        yield Example(image, [(_pick(rng, ask), str(len(values)))])
+        count = int(rng.integers(1, DIGIT_GRID_MAXIMUM + 1))
+        image, digits = draw_digits(rng, split, count, DIGIT_GRID)
+        yield Example(image, [(_choose(rng, phrasings), str(len(digits)))])
 
 
-# --- renderings -----------------------------------------------------------------------------------
-
-
-def draw_word(rng):
-    """A word on a light ground: the image, and (word, colour)."""
-    word, (name, colour) = _pick(rng, WORDS), _pick(rng, list(COLOURS.items()))
-    image = Image.new("RGB", (SIZE, SIZE), tuple(int(v) for v in rng.integers(225, 256, 3)))
-    font = ImageFont.load_default(size=19)
-    place = (4, 16 + int(rng.integers(0, 4)))
-    ImageDraw.Draw(image).text(place, word, fill=colour, font=font)
-    return image, (word, name)
+# --- drawings ----------------------------------------------------------------------------------------
 
 
 def _text_reading(rng, split):
-    ask = ["what does the sign say?", "read the word.", "which word is written here?", "what is written in the image?"]
+    phrasings = [
+        "what does the sign say?",
+        "read the word.",
+        "which word is written here?",
+        "what is written in the image?",
+    ]
     while True:
-        image, (word, _) = draw_word(rng)
-        yield Example(image, [(_pick(rng, ask), word)])
-
-
-def draw_bar_chart(rng):
-    """Three bars: the image, and the colours and values (1 to 5) from left to right."""
-    names = rng.choice(list(COLOURS), 3, replace=False)
-    heights = rng.choice(np.arange(1, 6), 3, replace=False)
-    image = Image.new("RGB", (SIZE, SIZE), "white")
-    draw = ImageDraw.Draw(image)
-    for level in range(1, 6):
-        draw.line([(4, 60 - 11 * level), (63, 60 - 11 * level)], fill=(215, 215, 215))
-    for i, (name, height) in enumerate(zip(names, heights)):
-        left = 8 + 18 * i + int(rng.integers(0, 3))
-        draw.rectangle([left, 60 - 11 * int(height), left + 11, 60], fill=COLOURS[name])
-    draw.line([(4, 60), (63, 60)], fill="black")
-    return image, [str(name) for name in names], heights
+        image, word = draw_word(rng)
+        yield Example(image, [(_choose(rng, phrasings), word.text)])
 
 
 def _bar_chart(rng, split):
@@ -294,123 +129,109 @@ def _bar_chart(rng, split):
     shortest = ["which bar is the shortest?", "what colour is the lowest bar?"]
     value = ["what is the value of the {} bar?", "how high is the {} bar?", "read the {} bar."]
     while True:
-        image, names, heights = draw_bar_chart(rng)
-        kind = rng.integers(4)
+        image, bars = draw_bar_chart(rng)
+        kind = rng.integers(4)  # half of the questions are about a value
         if kind == 0:
-            turn = (_pick(rng, tallest), names[heights.argmax()])
+            turn = (_choose(rng, tallest), max(bars, key=lambda bar: bar.value).colour)
         elif kind == 1:
-            turn = (_pick(rng, shortest), names[heights.argmin()])
+            turn = (_choose(rng, shortest), min(bars, key=lambda bar: bar.value).colour)
         else:
-            i = int(rng.integers(3))
-            turn = (_pick(rng, value).format(names[i]), str(heights[i]))
+            bar = _choose(rng, bars)
+            turn = (_choose(rng, value).format(bar.colour), str(bar.value))
         yield Example(image, [turn])
 
 
-def _draw_shape(draw, shape, colour, centre, radius):
-    x, y = centre
-    box = [x - radius, y - radius, x + radius, y + radius]
-    if shape == "circle":
-        draw.ellipse(box, fill=COLOURS[colour])
-    elif shape == "square":
-        draw.rectangle(box, fill=COLOURS[colour])
-    else:
-        draw.polygon([(x, y - radius), (x - radius, y + radius), (x + radius, y + radius)], fill=COLOURS[colour])
-
-
-def draw_scene(rng, count, *, cells=2):
-    """Shapes of different kinds on a grid: the image, and (colour, shape, row, column) of each."""
-    step = SIZE // cells
-    places = rng.choice(cells * cells, count, replace=False)
-    kinds = rng.choice(len(COLOURS) * len(SHAPES), count, replace=False)
-    image = Image.new("RGB", (SIZE, SIZE), tuple(int(v) for v in rng.integers(235, 256, 3)))
-    draw = ImageDraw.Draw(image)
-    things = []
-    for place, kind in zip(places, kinds):
-        colour, shape = list(COLOURS)[kind % len(COLOURS)], SHAPES[kind // len(COLOURS)]
-        row, column = int(place) // cells, int(place) % cells
-        jitter = rng.integers(-1, 2, 2)
-        centre = (column * step + step // 2 + int(jitter[0]), row * step + step // 2 + int(jitter[1]))
-        _draw_shape(draw, shape, colour, centre, int(rng.integers(step // 2 - step // 8, step // 2)))
-        things.append((colour, shape, row, column))
-    return image, things
-
-
 def _counting(rng, split):
-    ask = ["how many shapes are there?", "count the objects.", "how many objects do you see?"]
-    ask_one = ["how many {}s are there?", "count the {}s.", "what is the number of {}s?"]
+    count_all = ["how many shapes are there?", "count the objects.", "how many objects do you see?"]
+    count_kind = ["how many {}s are there?", "count the {}s.", "what is the number of {}s?"]
     while True:
-        image, things = draw_scene(rng, int(rng.integers(1, 7)), cells=4)
+        image, shapes = draw_scene(rng, int(rng.integers(1, 7)), cells=4)
         if rng.random() < 0.5:
-            turn = (_pick(rng, ask), str(len(things)))
+            turn = (_choose(rng, count_all), str(len(shapes)))
         else:
-            shape = _pick(rng, SHAPES)
-            turn = (_pick(rng, ask_one).format(shape), str(sum(t[1] == shape for t in things)))
+            kind = _choose(rng, SHAPES)
+            turn = (_choose(rng, count_kind).format(kind), str(sum(shape.kind == kind for shape in shapes)))
         yield Example(image, [turn])
 
 
 def _spatial(rng, split):
-    ask = ["is the {} {} {} the {} {}?", "do you see the {} {} {} the {} {}?"]
+    phrasings = ["is the {} {} {} the {} {}?", "do you see the {} {} {} the {} {}?"]
     while True:
         image, (a, b) = draw_scene(rng, 2)
-        across = a[3] != b[3] and (a[2] == b[2] or rng.random() < 0.5)
-        relation = _pick(rng, ["left of", "right of"] if across else ["above", "below"])
-        holds = {"left of": a[3] < b[3], "right of": a[3] > b[3], "above": a[2] < b[2], "below": a[2] > b[2]}[relation]
-        yield Example(image, [(_pick(rng, ask).format(*a[:2], relation, *b[:2]), "yes" if holds else "no")])
-
-
-def where(row, column):
-    """Words for a place on a grid of two by two."""
-    return f"{['top', 'bottom'][row]} {['left', 'right'][column]}"
+        # a diagonal pair can be compared in either direction
+        is_horizontal = a.column != b.column and (a.row == b.row or rng.random() < 0.5)
+        relation = _choose(rng, ["left of", "right of"] if is_horizontal else ["above", "below"])
+        is_true = {
+            "left of": a.column < b.column,
+            "right of": a.column > b.column,
+            "above": a.row < b.row,
+            "below": a.row > b.row,
+        }[relation]
+        question = _choose(rng, phrasings).format(a.colour, a.kind, relation, b.colour, b.kind)
+        yield Example(image, [(question, "yes" if is_true else "no")])
 
 
 def _caption(rng, split):
-    ask = ["describe the image.", "what do you see? answer in sentences.", "give a description of the picture."]
+    phrasings = ["describe the image.", "what do you see? answer in sentences.", "give a description of the picture."]
     while True:
-        image, things = draw_scene(rng, int(rng.integers(2, 4)))
-        things.sort(key=lambda t: t[2:])
-        sentences = [f"there is a {c} {s} in the {where(row, column)}." for c, s, row, column in things]
-        sentences.insert(0, f"the image shows {len(things)} shapes.")
-        facts = [f"{len(things)} shapes", *(f"{c} {s}" for c, s, _, _ in things)]
-        yield Example(image, [(_pick(rng, ask), " ".join(sentences))], facts)
+        image, shapes = draw_scene(rng, int(rng.integers(2, 4)))
+        shapes.sort(key=lambda shape: (shape.row, shape.column))
+        sentences = [f"the image shows {len(shapes)} shapes."]
+        sentences += [f"there is a {shape.colour} {shape.kind} in the {corner(shape)}." for shape in shapes]
+        facts = [f"{len(shapes)} shapes", *(f"{shape.colour} {shape.kind}" for shape in shapes)]
+        yield Example(image, [(_choose(rng, phrasings), " ".join(sentences))], facts)
 
 
 def _conversation(rng, split):
+    """Two to four turns about a scene."""
     while True:
-        image, things = draw_scene(rng, 3)
-        colour, shape, row, column = things[0]
-        shapes = [t[1] for t in things]
-        turns = [
-            (_pick(rng, ["what colour is the {}?", "which colour does the {} have?"]).format(shape), colour),
-            (_pick(rng, ["how many shapes are there in all?", "how many things can you count?"]), str(len(things))),
-            (f"where is the {colour} {shape}?", where(row, column)),
-            (_pick(rng, ["is there a {} in the picture?", "do you see a {}?"]).format(other := _pick(rng, SHAPES)),
-             "yes" if other in shapes else "no"),
-        ]  # fmt: skip
-        if shapes.count(shape) > 1:  # "the circle" must be one
+        image, shapes = draw_scene(rng, 3)
+        shape = shapes[0]
+        kinds = [shape.kind for shape in shapes]
+        colour_question = _choose(rng, ["what colour is the {}?", "which colour does the {} have?"])
+        count_question = _choose(rng, ["how many shapes are there in all?", "how many things can you count?"])
+        presence_question = _choose(rng, ["is there a {} in the picture?", "do you see a {}?"])
+        other_kind = _choose(rng, SHAPES)
+        if kinds.count(shape.kind) > 1:  # "the circle" would be ambiguous
             continue
+        turns = [
+            (colour_question.format(shape.kind), shape.colour),
+            (count_question, str(len(shapes))),
+            (f"where is the {shape.colour} {shape.kind}?", corner(shape)),
+            (presence_question.format(other_kind), "yes" if other_kind in kinds else "no"),
+        ]
         rng.shuffle(turns)
-        yield Example(image, [tuple(turn) for turn in turns[: int(rng.integers(2, 5))]])
+        yield Example(image, turns[: int(rng.integers(2, 5))])
+
+
+# --- text only ---------------------------------------------------------------------------------------
+
+
+def _addition(rng):
+    a, b = map(int, rng.integers(0, 10, 2))
+    return _choose(rng, ["what is {} plus {}?", "add {} and {}."]).format(a, b), str(a + b)
+
+
+def _opposite(rng):
+    word, opposite = _choose(rng, OPPOSITES + [pair[::-1] for pair in OPPOSITES])
+    return _choose(rng, ["what is the opposite of {}?", "give the opposite of {}."]).format(word), opposite
+
+
+def _first_letter(rng):
+    word = _choose(rng, WORDS)
+    phrasings = ["what is the first letter of {}?", "which letter does {} begin with?"]
+    return _choose(rng, phrasings).format(word), word[0]
+
+
+def _spelled_number(rng):
+    tens = int(rng.integers(1, 10))
+    return _choose(rng, ["write {} in words.", "spell the number {}."]).format(10 * tens), TENS[tens]
 
 
 def _text_only(rng, split):
+    tasks = [_addition, _opposite, _first_letter, _spelled_number]
     while True:
-        kind = rng.integers(4)
-        if kind == 0:
-            a, b = (int(v) for v in rng.integers(0, 10, 2))
-            turn = (_pick(rng, ["what is {} plus {}?", "add {} and {}."]).format(a, b), str(a + b))
-        elif kind == 1:
-            a, b = _pick(rng, OPPOSITES + [pair[::-1] for pair in OPPOSITES])
-            turn = (_pick(rng, ["what is the opposite of {}?", "give the opposite of {}."]).format(a), b)
-        elif kind == 2:
-            word = _pick(rng, WORDS)
-            turn = (
-                _pick(rng, ["what is the first letter of {}?", "which letter does {} begin with?"]).format(word),
-                word[0],
-            )
-        else:
-            n = int(rng.integers(1, 10))
-            turn = (_pick(rng, ["write {} in words.", "spell the number {}."]).format(10 * n), TENS[n])
-        yield Example(None, [turn])
+        yield Example(None, [_choose(rng, tasks)(rng)])
 
 
 SOURCES = {

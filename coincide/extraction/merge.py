@@ -8,7 +8,7 @@ import pandas as pd
 
 from coincide.base.activation_store import AGAIN, Activations, StorageError, samples_digest
 from coincide.base.files import link_or_copy, replacing
-from coincide.dataset.manifest import rejected_table
+from coincide.dataset.samples import REJECTED_COLUMNS
 
 # what all shards of a run have in common
 ORIGIN = ("model", "revision", "weights", "model_dtype", "layers", "blocks", "dimension", "dtype")
@@ -28,8 +28,8 @@ def split_rejected(manifest, rejected, shards_rejected):
     """
     late = pd.concat(shards_rejected, ignore_index=True)
     kept = manifest[~manifest["position"].isin(late["position"])].reset_index(drop=True)
-    rows = pd.concat([rejected, late]).sort_values("position").to_dict("records")
-    return kept, rejected_table(rows)
+    all_rejected = pd.concat([rejected, late]).sort_values("position", ignore_index=True)
+    return kept, all_rejected.astype(REJECTED_COLUMNS)
 
 
 def merge(manifest, shards, output):

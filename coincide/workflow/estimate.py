@@ -11,7 +11,7 @@ from coincide import methods
 from coincide.base.markdown import markdown_table
 from coincide.base.sections import Checkpoint
 from coincide.dataset.formats import open_dataset, to_llava
-from coincide.dataset.manifest import estimated_tokens
+from coincide.dataset.shard_assignment import estimated_tokens
 from coincide.extraction.activations import decoder_layers, loader_workers, open_extractor
 from coincide.extraction.encoding import Encoded, group_by_images
 from coincide.extraction.packing import batches

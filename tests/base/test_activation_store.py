@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from coincide.base.activation_store import Activations, StorageError, write_activations
-from coincide.dataset.manifest import rejected_table
+from coincide.dataset.samples import Reason, RejectedSample, rejected_table
 from coincide.extraction.merge import merge, split_rejected
 
 METADATA = {"model": "m", "revision": None, "layers": [0, 1], "hidden_size": 2, "blocks": ["visual", "text"]}
@@ -108,8 +108,8 @@ def test_merge_refuses_what_does_not_belong(shards, tmp_path):
 
 def test_every_row_is_in_exactly_one_table_after_the_merge(shards):
     manifest, _, _ = shards
-    row = lambda i: {"sample_id": f"s{i}", "position": i, "reason": "too long", "detail": "x"}  # noqa: E731
-    early = rejected_table([{**row(12), "reason": "missing image"}])
+    row = lambda i: RejectedSample(f"s{i}", i, Reason.TOO_LONG, "x")  # noqa: E731
+    early = rejected_table([RejectedSample("s12", 12, Reason.MISSING_IMAGE, "x")])
     kept, rejected = split_rejected(manifest, early, [rejected_table([row(3)]), rejected_table([row(7), row(8)])])
     assert rejected["position"].tolist() == [3, 7, 8, 12]
     assert kept["position"].tolist() == [0, 1, 2, 4, 5, 6, 9]

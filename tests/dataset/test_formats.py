@@ -1,4 +1,4 @@
-"""Every format gives the same samples and images, takes poison, and is written back as it was."""
+"""All formats yield the same samples and images, reject the same faulty rows, and can be written as subsets."""
 
 import copy
 import json
@@ -17,21 +17,21 @@ from coincide.dataset.formats import DatasetError, coreset_records, open_dataset
 from coincide.dataset.images import ImageError, image_names, open_image
 from coincide.dataset.manifest import build_manifest
 
-EMBEDDED = ("parquet", "texts", "tar")
+EMBEDDED = ("parquet", "texts", "tar")  # formats that store the images themselves
 
 
-def where_images_are(kind, annotations, folder):
+def images_folder(kind, annotations, folder):
     return annotations if kind in EMBEDDED else folder
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_a_format_gives_the_same_samples_and_images(kind, tiny_data, tmp_path):
+def test_all_formats_yield_the_same_samples_and_images(kind, tiny_data, tmp_path):
     records, folder = tiny_data
     annotations = write(kind, records, folder, tmp_path / kind)
-    images = where_images_are(kind, annotations, folder)
-    found = list(open_dataset(annotations))
-    assert [r["id"] for r in found] == [r["id"] for r in records]
-    for record, expected in zip(found, records):
+    images = images_folder(kind, annotations, folder)
+    converted = list(open_dataset(annotations))
+    assert [r["id"] for r in converted] == [r["id"] for r in records]
+    for record, expected in zip(converted, records):
         assert [(t["from"], t["value"]) for t in record["conversations"]] == [
             (t["from"], t["value"]) for t in expected["conversations"]
         ]
@@ -39,13 +39,13 @@ def test_a_format_gives_the_same_samples_and_images(kind, tiny_data, tmp_path):
         assert len(names) == ("image" in expected)
         for name in names:
             assert open_image(images, name).tobytes() == open_image(folder, expected["image"]).tobytes()
-    manifest, rejected = build_manifest(found, images, Dataset(annotations="-", shards=2))
+    manifest, rejected = build_manifest(converted, images, Dataset(annotations="-", shards=2))
     assert len(rejected) == 0
     assert sorted(manifest["sample_id"]) == sorted(r["id"] for r in records)
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_a_poisoned_format_sets_its_bad_rows_aside(kind, tiny_data, tmp_path):
+def test_faulty_rows_are_rejected_in_every_format(kind, tiny_data, tmp_path):
     records, folder = copy.deepcopy(tiny_data[0]), tiny_data[1]
     records[1]["image"] = "folder/gone.png"
     (folder / "short.png").write_bytes((folder / "folder/2.png").read_bytes()[:120])
@@ -54,40 +54,41 @@ def test_a_poisoned_format_sets_its_bad_rows_aside(kind, tiny_data, tmp_path):
     records[5]["conversations"][1]["value"] = " "
     annotations = write(kind, records, folder, tmp_path / kind)
     manifest, rejected = build_manifest(
-        open_dataset(annotations), where_images_are(kind, annotations, folder), Dataset(annotations="-", shards=1)
+        open_dataset(annotations), images_folder(kind, annotations, folder), Dataset(annotations="-", shards=1)
     )
-    missing = "unreadable image" if kind in EMBEDDED else "missing image"  # its bytes are there, and no image
+    # where images are embedded, tests/formats.py writes bytes that are not an image
+    missing = "unreadable image" if kind in EMBEDDED else "missing image"
     reasons = {1: missing, 2: "unreadable image", 3: "empty conversation"}
-    found = dict(zip(rejected["position"], rejected["reason"]))
-    assert {k: found.get(k) for k in reasons} == reasons
+    rejected_reasons = dict(zip(rejected["position"], rejected["reason"]))
+    assert {k: rejected_reasons.get(k) for k in reasons} == reasons
     assert sorted([*manifest["position"], *rejected["position"]]) == list(range(len(records)))
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_a_subset_is_of_the_same_format(kind, tiny_data, tmp_path):
+def test_a_subset_is_written_in_the_format_of_the_dataset(kind, tiny_data, tmp_path):
     records, folder = tiny_data
     annotations = write(kind, records, folder, tmp_path / kind)
     dataset, positions = open_dataset(annotations), np.array([0, 4, 5, 13, 22])
     kept = list(coreset_records(dataset, positions))
     assert [r["id"] for r in kept] == [records[i]["id"] for i in positions]
-    if not dataset.own_format:  # JSON: the dataset's own records
+    if dataset.is_json:  # the records are unchanged
         source = json.loads(annotations.read_text())
         assert kept == [source[i] for i in positions]
         return
     write_subset(dataset, positions, tmp_path / "subset")
     written = tmp_path / "subset" / "data.jsonl" if kind == "jsonl" else tmp_path / "subset"
-    again = list(open_dataset(written))
-    assert [r["id"] for r in again] == [records[i]["id"] for i in positions]
-    for record, i in zip(again, positions):
+    subset = list(open_dataset(written))
+    assert [r["id"] for r in subset] == [records[i]["id"] for i in positions]
+    for record, i in zip(subset, positions):
         for name in image_names(record):
-            found = open_image(where_images_are(kind, written, folder), name)
-            assert found.tobytes() == open_image(folder, records[i]["image"]).tobytes()
+            image = open_image(images_folder(kind, written, folder), name)
+            assert image.tobytes() == open_image(folder, records[i]["image"]).tobytes()
     if kind == "parquet":
-        first = pq.read_schema(next(iter(sorted(annotations.glob("*.parquet")))))
-        assert all(pq.read_schema(f) == first for f in (tmp_path / "subset").glob("*.parquet"))
+        schema = pq.read_schema(next(iter(sorted(annotations.glob("*.parquet")))))
+        assert all(pq.read_schema(f) == schema for f in (tmp_path / "subset").glob("*.parquet"))
 
 
-def test_names_inside_files_do_not_lead_out_of_the_folder(tiny_data, tmp_path):
+def test_names_of_embedded_images_cannot_leave_the_folder(tiny_data, tmp_path):
     records, folder = tiny_data
     write("tar", records, folder, tmp_path / "data")
     inside = tmp_path / "inside"
@@ -101,7 +102,7 @@ def test_names_inside_files_do_not_lead_out_of_the_folder(tiny_data, tmp_path):
         assert error.value.reason in ("unreadable image", "missing image")
 
 
-def test_paths_in_a_parquet_file_stay_inside_too(tmp_path):
+def test_paths_inside_a_parquet_file_cannot_leave_the_folder(tmp_path):
     rows = pa.array(
         [[{"bytes": None, "path": "/etc/passwd"}]], pa.list_(pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
     )
@@ -111,7 +112,7 @@ def test_paths_in_a_parquet_file_stay_inside_too(tmp_path):
     assert error.value.reason == "image path outside the folder"
 
 
-def test_a_line_that_is_not_json_is_a_row_set_aside(tiny_data, tmp_path):
+def test_a_line_that_is_not_json_is_rejected(tiny_data, tmp_path):
     records, folder = tiny_data
     path = tmp_path / "data.jsonl"
     path.write_text(json.dumps(records[0]) + "\n{broken\n\n" + json.dumps(records[3]) + "\n")
@@ -122,22 +123,22 @@ def test_a_line_that_is_not_json_is_a_row_set_aside(tiny_data, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "words"),
+    ("name", "content", "message"),
     [
-        ("a.csv", b"x", "is none of"),
+        ("a.csv", b"x", "unknown dataset format"),
         ("a.parquet", b"PAR1 not really", "cannot be read as Parquet"),
         ("a.tar", b"not a tar file" * 100, "cannot be read as a tar file"),
         ("a.json", b'[{"id": 1}, {', "not valid JSON after 1 samples"),
     ],
 )
-def test_a_file_that_cannot_be_read_is_named(tmp_path, name, content, words):
+def test_the_error_names_a_file_that_cannot_be_read(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(DatasetError, match=words) as error:
+    with pytest.raises(DatasetError, match=message) as error:
         list(open_dataset(tmp_path / name))
     assert name in str(error.value)
 
 
-def test_marks_are_added_where_a_record_has_none():
+def test_image_marks_are_added_to_a_record_without_any():
     record = {"images": ["a.png", "b.png"], "texts": [{"user": "same?", "assistant": "no"}]}
     assert to_llava(record)["conversations"][0]["value"] == "<image>\n<image>\nsame?"
     assert to_llava(record)["image"] == ["a.png", "b.png"]
@@ -146,18 +147,20 @@ def test_marks_are_added_where_a_record_has_none():
 
 @pytest.mark.workflow
 @pytest.mark.parametrize("kind", ["parquet", "tar"])
-def test_a_whole_run_on_a_format_selects_what_json_does(kind, finished, tmp_path):
-    """The coreset of the same samples is the same, and is written in the dataset's own format."""
+def test_a_run_on_another_format_selects_the_same_coreset_as_json(kind, finished, tmp_path):
+    """The coreset is also written in the format of the dataset."""
     import shutil
 
     shutil.copytree(finished / "resources", tmp_path / "resources")
     records = json.loads((finished / "resources/mini-mix/train.json").read_text())[:200]
-    for i, record in enumerate(records):  # an image each: how samples of one image are grouped is another matter
+    for i, record in enumerate(
+        records
+    ):  # one image per sample: formats name a shared image differently, so its samples would be grouped differently
         record["id"] = f"r{i:04d}"
         if "image" in record:
-            own = f"own-{i}.png"
-            shutil.copy(finished / "resources/mini-mix/images" / record["image"], tmp_path / own)
-            record["image"] = own
+            copy_name = f"copy-{i}.png"
+            shutil.copy(finished / "resources/mini-mix/images" / record["image"], tmp_path / copy_name)
+            record["image"] = copy_name
     small = yaml.safe_load((REPO / "tests/config/small.yaml").read_text())
     annotations = {k: write(k, records, tmp_path, tmp_path / f"data-{k}") for k in ("json", kind)}
     small["runs"] = [
@@ -165,12 +168,12 @@ def test_a_whole_run_on_a_format_selects_what_json_does(kind, finished, tmp_path
         {"run": kind, "dataset": {"annotations": str(annotations[kind]), "images": None}},
     ]
     (tmp_path / "config.yml").write_text(yaml.safe_dump(small))
-    place = Workplace(tmp_path)
-    code, output = place.run("select", config=tmp_path / "config.yml")
+    workplace = Workplace(tmp_path)
+    code, output = workplace.run("select", config=tmp_path / "config.yml")
     assert code == 0, output
     coreset = "coresets/coincide/0.2/coreset.parquet"
-    plain, own = (pd.read_parquet(tmp_path / "results" / run / coreset) for run in ("plain", kind))
-    pd.testing.assert_frame_equal(plain, own)
+    json_coreset, format_coreset = (pd.read_parquet(tmp_path / "results" / run / coreset) for run in ("plain", kind))
+    pd.testing.assert_frame_equal(json_coreset, format_coreset)
     written = list(open_dataset(tmp_path / "results" / kind / "coresets/coincide/0.2/dataset"))
-    assert {r["id"] for r in written} == set(own["sample_id"])
+    assert {r["id"] for r in written} == set(format_coreset["sample_id"])
     assert not (tmp_path / "results/plain/coresets/coincide/0.2/dataset").exists()

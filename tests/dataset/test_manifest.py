@@ -1,4 +1,4 @@
-"""What is taken from a dataset, what is set aside, and that nothing is lost."""
+"""Which samples are usable and which are rejected, and that every row is one or the other."""
 
 import json
 
@@ -11,15 +11,10 @@ from PIL import Image, ImageFile
 
 from coincide.base.sections import Dataset
 from coincide.dataset.formats import DatasetError, read_records, to_llava
-from coincide.dataset.manifest import (
-    REASONS,
-    Rejection,
-    assign_shards,
-    build_manifest,
-    check_record,
-    check_rejected,
-    rejected_table,
-)
+from coincide.dataset.manifest import build_manifest, check_rejected
+from coincide.dataset.record_checks import Rejection, check_record
+from coincide.dataset.samples import Reason, RejectedSample, rejected_table
+from coincide.dataset.shard_assignment import assign_shards
 
 
 @pytest.fixture
@@ -31,8 +26,8 @@ def folder(tmp_path):
     return images
 
 
-def poisoned(folder):
-    """Records of which each has one fault, with the reason that it must get."""
+def faulty_records(folder):
+    """(record, expected reason) pairs: each record has one fault; the reason is None for a good one."""
     Image.effect_noise((64, 64), 50).convert("RGB").save(folder / "whole.jpg")
     (folder / "truncated.jpg").write_bytes((folder / "whole.jpg").read_bytes()[:900])
     (folder / "text.png").write_text("not an image")
@@ -70,16 +65,16 @@ def poisoned(folder):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("tolerant", [False, True])
-def test_each_fault_gets_its_reason(folder, monkeypatch, tolerant):
-    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", tolerant)  # as other packages leave it
-    rows = poisoned(folder)
+@pytest.mark.parametrize("load_truncated", [False, True])
+def test_each_fault_is_rejected_with_its_reason(folder, monkeypatch, load_truncated):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", load_truncated)  # lmms-eval sets it
+    rows = faulty_records(folder)
     manifest, rejected = build_manifest([record for record, _ in rows], folder, Dataset(annotations="-", shards=1))
     assert manifest["sample_id"].tolist() == ["s1"]
-    found = dict(zip(rejected["position"], rejected["reason"]))
-    assert found == {i: reason for i, (_, reason) in enumerate(rows) if reason}
+    reasons = dict(zip(rejected["position"], rejected["reason"]))
+    assert reasons == {i: reason for i, (_, reason) in enumerate(rows) if reason}
     assert rejected["detail"].str.len().min() > 5
-    assert set(rejected["reason"]) <= set(REASONS)
+    assert set(rejected["reason"]) <= set(Reason)
 
 
 def test_columns_of_a_good_sample(folder):
@@ -96,11 +91,11 @@ def test_columns_of_a_good_sample(folder):
     assert manifest["position"].dtype == "int64"
 
 
-def test_ids_that_are_missing_or_shared(folder):
-    other = {**make_record(2), "id": "s1"}
-    none = make_record(3)
-    del none["id"]
-    records = [make_record(1), other, none, none]
+def test_missing_and_duplicate_ids(folder):
+    with_same_id = {**make_record(2), "id": "s1"}
+    without_id = make_record(3)
+    del without_id["id"]
+    records = [make_record(1), with_same_id, without_id, without_id]
     manifest, rejected = build_manifest(records, folder, Dataset(annotations="-", shards=1))
     assert rejected["reason"].tolist() == ["duplicate id"]
     assert manifest["position"].tolist() == [0, 2, 3]
@@ -108,8 +103,10 @@ def test_ids_that_are_missing_or_shared(folder):
     assert len(rejected) == 0
     assert kept["sample_id"].is_unique
     assert "s1" not in set(kept["sample_id"])
-    again, _ = build_manifest(records[::-1], folder, Dataset(annotations="-", shards=1, duplicate_ids="digest"))
-    assert set(again["sample_id"]) == set(kept["sample_id"])  # digests do not depend on the order
+    reversed_manifest, _ = build_manifest(
+        records[::-1], folder, Dataset(annotations="-", shards=1, duplicate_ids="digest")
+    )
+    assert set(reversed_manifest["sample_id"]) == set(kept["sample_id"])  # digests do not depend on the order
 
 
 def test_shards_are_even_and_in_order(folder):
@@ -123,7 +120,7 @@ def test_shards_are_even_and_in_order(folder):
         build_manifest(records, folder, Dataset(annotations="-", shards=1), clusters=11)
 
 
-def test_samples_of_an_image_go_to_one_shard_side_by_side(folder):
+def test_samples_of_the_same_image_are_adjacent_in_one_shard(folder):
     records = [{**make_record(i % 3), "id": f"s{i}"} for i in range(9)] + [make_record(20, image=False)]
     manifest, _ = build_manifest(records, folder, Dataset(annotations="-", shards=2))
     assert manifest["position"].tolist() == [0, 3, 6, 1, 4, 7, 2, 5, 8, 9]
@@ -135,27 +132,28 @@ def test_samples_of_an_image_go_to_one_shard_side_by_side(folder):
     st.lists(st.tuples(st.sampled_from(["", "a", "b", "c", "d"]), st.integers(1, 5000)), min_size=1, max_size=60),
     st.integers(1, 8),
 )
-def test_shards_lose_nothing_and_are_of_like_cost(rows, shards):
+def test_shards_contain_every_sample_and_cost_about_the_same(rows, shards):
     samples = pd.DataFrame(rows, columns=["images", "text_length"])
     samples["n_images"] = (samples["images"] != "").astype(int)
     samples["position"] = range(len(samples))
-    given = assign_shards(samples, shards)
-    assert sorted(given["position"]) == list(range(len(rows)))
-    assert given["shard"].is_monotonic_increasing
-    with_image = given[given["n_images"] > 0]
+    assigned = assign_shards(samples, shards)
+    assert sorted(assigned["position"]) == list(range(len(rows)))
+    assert assigned["shard"].is_monotonic_increasing
+    with_image = assigned[assigned["n_images"] > 0]
     assert (with_image.groupby("images")["shard"].nunique() == 1).all()
-    groups = with_image["images"].nunique() + (given["n_images"] == 0).sum()
+    groups = with_image["images"].nunique() + (assigned["n_images"] == 0).sum()
     if groups >= shards:
-        assert set(given["shard"]) == set(range(shards))
-    tokens = -(-given["text_length"] // 4) + 576 * ((given["n_images"] > 0) & ~given["images"].duplicated())
-    of_shards = tokens.groupby(given["shard"]).sum()
-    dearest = tokens.groupby(given["images"].where(given["n_images"] > 0, given["position"].astype(str))).sum().max()
-    assert of_shards.max() <= tokens.sum() / shards + 2 * dearest
+        assert set(assigned["shard"]) == set(range(shards))
+    tokens = -(-assigned["text_length"] // 4) + 576 * ((assigned["n_images"] > 0) & ~assigned["images"].duplicated())
+    shard_tokens = tokens.groupby(assigned["shard"]).sum()
+    largest_group = (
+        tokens.groupby(assigned["images"].where(assigned["n_images"] > 0, assigned["position"].astype(str))).sum().max()
+    )
+    assert shard_tokens.max() <= tokens.sum() / shards + 2 * largest_group
 
 
-def test_too_many_rejected_stops_with_examples():
-    rows = [{"sample_id": f"s{i}", "position": i, "reason": "missing image", "detail": f"{i}.png"} for i in range(5)]
-    rejected = rejected_table(rows)
+def test_the_run_stops_with_examples_if_too_many_samples_are_rejected():
+    rejected = rejected_table(RejectedSample(f"s{i}", i, Reason.MISSING_IMAGE, f"{i}.png") for i in range(5))
     check_rejected(rejected, 500, 0.01)
     with pytest.raises(DatasetError) as error:
         check_rejected(rejected, 100, 0.01)
@@ -165,7 +163,7 @@ def test_too_many_rejected_stops_with_examples():
 
 
 @pytest.mark.parametrize("content", ["[", "{}", "[]", '"x"', "\xff"])
-def test_a_file_that_is_not_a_dataset_is_named(tmp_path, content):
+def test_the_error_names_a_file_that_is_not_a_dataset(tmp_path, content):
     path = tmp_path / "data.json"
     path.write_text(content, encoding="latin-1")
     with pytest.raises(DatasetError, match=r"data\.json"):
@@ -199,7 +197,7 @@ records = st.fixed_dictionaries(
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(records | json_values, min_size=1, max_size=6), st.sampled_from(["reject", "digest"]))
-def test_any_json_is_a_manifest_row_or_a_rejected_row(tmp_path_factory, rows, duplicate_ids):
+def test_every_json_value_is_in_the_manifest_or_rejected(tmp_path_factory, rows, duplicate_ids):
     images = tmp_path_factory.mktemp("fuzz")
     (images / "folder").mkdir()
     Image.new("RGB", (4, 4)).save(images / "folder/1.png")
@@ -209,10 +207,10 @@ def test_any_json_is_a_manifest_row_or_a_rejected_row(tmp_path_factory, rows, du
     )
     assert sorted([*manifest["position"], *rejected["position"]]) == list(range(len(rows) + 1))
     assert manifest["sample_id"].is_unique
-    assert set(rejected["reason"]) <= set(REASONS)
+    assert set(rejected["reason"]) <= set(Reason)
 
 
-def test_check_record_raises_rejections_alone():
+def test_check_record_raises_rejections_only():
     with pytest.raises(Rejection) as error:
         check_record(json.loads('{"conversations": [[]]}'))
     assert error.value.reason == "malformed turns"

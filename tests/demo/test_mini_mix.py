@@ -1,4 +1,4 @@
-"""The default mix: size, sources, determinism, and splits without an image in common."""
+"""The default mix: sizes, sources, determinism, and splits without an image in common."""
 
 import hashlib
 import io
@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from coincide.base.errors import UserError
 from coincide.base.sections import Dataset
 from coincide.dataset.manifest import build_manifest
 from coincide.demo.mini_mix import SOURCES, write_mini_mix
@@ -51,28 +52,28 @@ def pixels(image):
 
 
 def test_splits_have_no_image_in_common(mix):
-    found = {split: {r["image"] for r in records(mix, split) if "image" in r} for split in ("train", "pretrain")}
-    digests = {split: {pixels(Image.open(mix / "images" / n)) for n in names} for split, names in found.items()}
+    images = {split: {r["image"] for r in records(mix, split) if "image" in r} for split in ("train", "pretrain")}
+    digests = {split: {pixels(Image.open(mix / "images" / n)) for n in names} for split, names in images.items()}
     for split in ("evaluation", "validation"):
         digests[split] = set()
         for name in SOURCES:
             table = pd.read_parquet(mix / split / f"{name}.parquet")
             assert len(table) == 12
             digests[split] |= {pixels(Image.open(io.BytesIO(i["bytes"]))) for i in table["image"] if i is not None}
-    for one, other in itertools.combinations(digests.values(), 2):
-        assert not one & other
+    for first, second in itertools.combinations(digests.values(), 2):
+        assert not first & second
 
 
 def test_the_same_seed_gives_the_same_mix(mix, tmp_path):
-    write_mini_mix(tmp_path / "again", **SIZE)
+    write_mini_mix(tmp_path / "same", **SIZE)
     for path in sorted(mix.rglob("*.json")) + sorted((mix / "images").rglob("*1.png")):
-        assert path.read_bytes() == (tmp_path / "again" / path.relative_to(mix)).read_bytes()
-    write_mini_mix(tmp_path / "other", **{**SIZE, "seed": 4})
-    assert (tmp_path / "other/train.json").read_bytes() != (mix / "train.json").read_bytes()
+        assert path.read_bytes() == (tmp_path / "same" / path.relative_to(mix)).read_bytes()
+    write_mini_mix(tmp_path / "other-seed", **{**SIZE, "seed": 4})
+    assert (tmp_path / "other-seed/train.json").read_bytes() != (mix / "train.json").read_bytes()
 
 
-def test_a_source_that_is_too_small_says_so(tmp_path):
-    with pytest.raises(ValueError, match="source easy_vqa has only"):
+def test_the_error_names_a_source_with_too_few_examples(tmp_path):
+    with pytest.raises(UserError, match="source easy_vqa has only"):
         write_mini_mix(
             tmp_path / "x", samples=200000, pretrain_samples=10, test_samples=5, validation_samples=5, seed=0
         )

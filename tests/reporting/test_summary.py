@@ -10,7 +10,8 @@ from PIL import Image
 
 from coincide.base.sections import Dataset
 from coincide.dataset.formats import open_dataset
-from coincide.dataset.manifest import build_manifest, rejected_table
+from coincide.dataset.manifest import build_manifest
+from coincide.dataset.samples import Reason, RejectedSample, rejected_table
 from coincide.reporting import figures
 from coincide.reporting.report import stage_times, write_report
 from coincide.reporting.summary import (
@@ -100,7 +101,7 @@ def test_underrepresented_sources_worked_by_hand():
 
 
 def test_the_closing_text_has_the_table_and_counts(summary):
-    rejected = rejected_table([{"sample_id": "x", "position": 3, "reason": "missing image", "detail": "gone"}])
+    rejected = rejected_table([RejectedSample("x", 3, Reason.MISSING_IMAGE, "gone")])
     kept = MANIFEST.iloc[[0, 1, 2, 3, 6]]
     text = as_text(
         summary,
@@ -131,7 +132,7 @@ def test_the_report_escapes_dataset_text_and_needs_no_network(summary, tmp_path)
     (tmp_path / "data.json").write_text(json.dumps(records))
     dataset = open_dataset(tmp_path / "data.json")
     manifest, _ = build_manifest(dataset, tmp_path, Dataset(annotations="-", shards=1))
-    rejected = rejected_table([{"sample_id": script, "position": 99, "reason": "missing image", "detail": script}])
+    rejected = rejected_table([RejectedSample(script, 99, Reason.MISSING_IMAGE, script)])
     clusters = pd.DataFrame(
         {"sample_id": manifest["sample_id"], "cluster": [i % 4 for i in range(20)], "similarity": 0.5}
     )

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from coincide.base.sections import Lora, Training
-from coincide.dataset.manifest import estimated_tokens
+from coincide.dataset.shard_assignment import estimated_tokens
 from coincide.workflow.estimate import as_text, count_parameters, count_questions, estimate, sample_rows
 
 MEASURED = {"seconds": 2.0, "samples": 4, "tokens": 400, "tokens_computed": 300, "parameters": 1000}

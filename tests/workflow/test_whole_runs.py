@@ -322,7 +322,7 @@ def test_above_max_rejected_the_run_stops_before_any_model(own_data):
     (data / "own.json").write_text(json.dumps(records))
     code, output = place.run("select", config=overlay(place, "own", **small))
     assert code != 0
-    assert "4 of 301 samples (1.3%) were set aside, above dataset.max_rejected (1.0%)" in output
+    assert "4 of 301 samples (1.3%) were rejected, above dataset.max_rejected (1.0%)" in output
     assert "Traceback" not in output
     assert not (place / RUN / "activations").exists()
 
