@@ -165,7 +165,7 @@ def transfer(others, found, path):
     """Gain of each pair of clusters against the cosine of their centroids.
 
     Args:
-        others: table of `coincide.study.transfer_check.between`.
+        others: table of `coincide.study.transfer_check.relative_gains`.
         found: of `coincide.study.transfer_check.correlation`.
     """
     gain = others["gain"]
