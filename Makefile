@@ -1,9 +1,9 @@
-# make demo: the main job, on the default config. make test: all tests. Each does its own set-up.
+# make demo: the whole workflow on the default config. make test: all checks and tests. Both set up .venv first.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
-# Snakemake does not quote the path of its Python
+# Snakemake does not quote the path of its Python interpreter
 ifneq ($(word 2,$(CURDIR)),)
-$(error this folder's path has a space in it, and Snakemake cannot run scripts from there: move it to a path without)
+$(error the path of this folder contains a space, and Snakemake cannot run scripts from there; move the folder to a path without spaces)
 endif
 VENV := .venv
 BIN := $(VENV)/bin
@@ -16,23 +16,23 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 demo: $(VENV)/ready
 	$(SNAKEMAKE)
 
-# where the runs under results/ stand, or the one named: make status RUN=results/demo
+# progress of all runs under results/, or of one run: make status RUN=results/demo
 status: $(VENV)/ready
 	@$(BIN)/python -m coincide.workflow.status $(RUN)
 
-# the Slurm profile with your site's names, where `snakemake --profile slurm` finds it
+# install the Slurm profile, with the names of your site, where `snakemake --profile slurm` finds it
 slurm-profile:
 	@profiles/install.sh slurm ACCOUNT=$(ACCOUNT) PARTITION=$(PARTITION) GPU_PARTITION=$(or $(GPU_PARTITION),$(PARTITION))
 
 test: $(VENV)/ready-dev lint
 	$(BIN)/python -m pytest
 
-# The workflow on a real Slurm of two nodes that this brings up and down; needs root, Debian or Ubuntu
+# the workflow on a real two-node Slurm cluster, which this starts and stops; requires root on Debian or Ubuntu
 test-slurm: $(VENV)/ready-dev
 	tests/slurm/cluster.sh up
 	COINCIDE_SLURM=1 $(BIN)/python -m pytest tests/slurm; code=$$?; tests/slurm/cluster.sh down; exit $$code
 
-# What the project has for GPUs; with .venv where it is there, else with the Python and the packages at hand
+# the GPU tests, in .venv if it exists, otherwise with the installed Python and packages
 test-gpu:
 	PYTHONPATH=$(CURDIR) $(or $(wildcard $(BIN)/python),$(PYTHON)) -m pytest -rs tests/test_gpu.py
 
@@ -41,16 +41,20 @@ lint: $(VENV)/ready-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check Snakefile rules
 	$(BIN)/snakemake --lint
+	$(BIN)/codespell
+	$(BIN)/lint-imports
+	$(BIN)/mypy
 
-# config/schema.json from the typed models
+# config/schema.json and config/README.md, from the typed sections of the config
 schema: $(VENV)/ready
 	$(BIN)/python -c "from coincide.workflow.config import schema; print(schema(), end='')" > config/schema.json
+	$(BIN)/python -c "from coincide.workflow.config_reference import reference; print(reference(), end='')" > config/README.md
 
-# envs/*.yaml from requirements.lock
+# envs/*.yaml, from requirements.lock
 envs: $(VENV)/ready
 	$(BIN)/python envs/make_envs.py
 
-# new pins from requirements*.in
+# requirements*.lock, from requirements*.in
 lock:
 	$(PYTHON) -m venv build/uv && build/uv/bin/pip install --quiet uv
 	build/uv/bin/uv pip compile --quiet --universal --python-version 3.11 --upgrade --no-header --no-annotate --no-emit-index-url requirements.in -o requirements.lock
@@ -60,8 +64,8 @@ clean:
 	rm -rf results resources .snakemake
 
 $(VENV)/ready: requirements.lock pyproject.toml
-	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: install it, or name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3"; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "Python's venv module is missing: on Debian and Ubuntu, apt-get install python3-venv"; exit 1; }
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is required; install it, or give its path: make $(MAKECMDGOALS) PYTHON=/path/to/python3"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "Python's venv module is missing; install it (Debian and Ubuntu: apt-get install python3-venv)"; exit 1; }
 	$(BIN)/python -m pip install --quiet --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@

@@ -13,9 +13,9 @@ config = start(snakemake)
 import pandas as pd
 
 from coincide.base.activation_store import Activations
+from coincide.base.centroids import read_centroids
 from coincide.base.files import replacing
 from coincide.base.tables import write_table
-from coincide.clustering.kmeans import read_centroids
 from coincide.dataset.shards import read_samples
 from coincide.reporting import figures
 from coincide.study.transfer_check import as_text, check_transfer, relative_gains
@@ -32,7 +32,7 @@ pairs, result = check_transfer(
     config.reference_model.checkpoint,
     config.transfer_check,
 )
-figures.transfer(relative_gains(pairs), result, snakemake.output.figure)
+figures.draw_transfer(relative_gains(pairs), result, snakemake.output.figure)
 write_table(pairs, snakemake.output.pairs)
 with replacing(snakemake.output.text) as path:
     path.write_text(as_text(result))

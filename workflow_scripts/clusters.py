@@ -8,8 +8,9 @@ from coincide.workflow.job import start
 config = start(snakemake)
 
 from coincide.base.activation_store import Activations
+from coincide.base.centroids import write_centroids
 from coincide.base.tables import write_table
-from coincide.clustering.kmeans import clusters_table, spherical_kmeans, write_centroids
+from coincide.clustering.kmeans import clusters_table, spherical_kmeans
 
 activations = Activations(snakemake.input.activations)
 settings = config.clustering
@@ -22,4 +23,4 @@ clustering = spherical_kmeans(
     fit_rows=settings.fit_rows,
 )
 write_table(clusters_table(activations.sample_ids, clustering), snakemake.output.clusters)
-write_centroids(clustering, snakemake.output.centroids)
+write_centroids(clustering.centroids, clustering.labels, snakemake.output.centroids)

@@ -1,6 +1,7 @@
 """Draw the figures of the report.
 
-Reads the summary, the clusters and the coresets. Writes SVG files.
+Reads the summary, the clusters, the text columns of the activations, the manifest and the coresets. Writes four SVG
+files.
 """
 
 from coincide.workflow.job import start
@@ -10,7 +11,7 @@ config = start(snakemake)
 import pandas as pd
 
 from coincide.base.activation_store import Activations
-from coincide.clustering.kmeans import read_centroids
+from coincide.base.centroids import read_centroids
 from coincide.reporting import figures
 
 manifest = pd.read_parquet(snakemake.input.manifest)
@@ -19,7 +20,7 @@ coresets = [
     for (method, fraction), path in zip(snakemake.params.selections, snakemake.input.coresets)
 ]
 blocks = Activations(snakemake.input.activations).text_columns if config.selection.blocks == "text" else None
-figures.performance(pd.read_parquet(snakemake.input.summary), snakemake.output.performance)
-figures.budgets(pd.read_parquet(snakemake.input.cluster_stats), snakemake.output.budgets)
-figures.sources(manifest, coresets, snakemake.output.sources)
-figures.similarity(read_centroids(snakemake.input.centroids), snakemake.output.similarity, blocks=blocks)
+figures.draw_performance(pd.read_parquet(snakemake.input.summary), snakemake.output.performance)
+figures.draw_budgets(pd.read_parquet(snakemake.input.cluster_stats), snakemake.output.budgets)
+figures.draw_sources(manifest, coresets, snakemake.output.sources)
+figures.draw_similarity(read_centroids(snakemake.input.centroids), snakemake.output.similarity, blocks=blocks)

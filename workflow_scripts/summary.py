@@ -1,6 +1,7 @@
-"""Scores of every model on every task, and relative performance.
+"""Summarise the scores of all models as relative performance.
 
-Reads the results of all evaluations. Writes the table as Parquet and CSV, and a text with warnings.
+Reads the results of all evaluations, the manifest, the rejected samples and the coresets. Writes the scores of every
+model on every task as Parquet and CSV, and the headline table with warnings as Markdown.
 """
 
 from coincide.workflow.job import start

@@ -8,9 +8,9 @@ from coincide.workflow.job import start
 config = start(snakemake)
 
 from coincide.base.activation_store import Activations
+from coincide.base.centroids import read_centroids
 from coincide.base.devices import pick_device
 from coincide.base.tables import column_table, write_table
-from coincide.clustering.kmeans import read_centroids
 from coincide.selection.transferability import transferability
 
 activations = Activations(snakemake.input.activations)

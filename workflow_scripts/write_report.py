@@ -1,6 +1,7 @@
-"""Write the report that a person looks at: one HTML file that needs no network.
+"""Write the report of a run: one HTML file that opens without a network.
 
-Reads the summary, the clusters, the first coreset, the dataset and the figures. Writes report.html.
+Reads the summary, the manifest, the rejected samples, the clusters, the first coreset, the dataset, the figures and
+the benchmarks of all jobs. Writes report.html.
 """
 
 from coincide.workflow.job import start

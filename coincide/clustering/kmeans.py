@@ -10,11 +10,8 @@ from importlib.util import find_spec
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from coincide.base.devices import cuda_devices
-from coincide.base.files import replacing
 from coincide.base.progress import Progress
 from coincide.base.rows import Rows, unit_rows
 from coincide.clustering.init import first_centroids
@@ -316,24 +313,3 @@ def clusters_table(sample_ids, clustering):
     return pd.DataFrame(
         {"sample_id": sample_ids, "cluster": clustering.labels, "similarity": clustering.similarity}
     ).astype({"cluster": "int32", "similarity": "float32"})
-
-
-def write_centroids(clustering, path):
-    """Write cluster, size, centroid (a fixed-size list of float32)."""
-    k, d = clustering.centroids.shape
-    values = pa.array(np.ascontiguousarray(clustering.centroids, np.float32).ravel())
-    table = pa.table(
-        {
-            "cluster": pa.array(range(k), pa.int32()),
-            "size": pa.array(np.bincount(clustering.labels, minlength=k), pa.int64()),
-            "centroid": pa.FixedSizeListArray.from_arrays(values, d),
-        }
-    )
-    with replacing(path) as part:
-        pq.write_table(table, part)
-
-
-def read_centroids(path):
-    """(K, d) float32 centroids."""
-    column = pq.read_table(path, columns=["centroid"])["centroid"].combine_chunks()
-    return column.flatten().to_numpy().reshape(len(column), -1)

@@ -1,8 +1,12 @@
-"""The report that a person looks at: one HTML file that opens without a network."""
+"""The HTML report of a run: one file that opens without a network."""
+
+from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,128 +17,138 @@ from coincide.base.files import replacing
 from coincide.dataset.conversation import IMAGE_MARK
 from coincide.dataset.formats import to_llava
 from coincide.dataset.images import ImageError, image_names, open_image
-from coincide.reporting.summary import AVERAGE, headline, short_names
+from coincide.reporting.summary import AVERAGE, headline_table, short_names
 
 CLUSTERS_SHOWN = 8
-SAMPLES_A_CLUSTER = 8
-THUMBNAIL = 96  # pixels
+SAMPLES_PER_CLUSTER = 8
+REJECTED_SHOWN = 20
+THUMBNAIL_PIXELS = 96
 
 
 def write_report(
-    path,
+    path: str | Path,
     *,
-    summary,
-    manifest,
-    rejected,
-    clusters,
-    cluster_stats,
-    coreset,
-    dataset,
-    images,
-    figures,
-    benchmarks,
-    shared,
-    settings,
-):
+    summary: pd.DataFrame,
+    manifest: pd.DataFrame,
+    rejected: pd.DataFrame,
+    clusters: pd.DataFrame,
+    cluster_stats: pd.DataFrame,
+    coreset: pd.DataFrame,
+    dataset: Any,
+    images: str | Path,
+    figures: Mapping[str, str | Path],
+    benchmarks: Iterable[str | Path],
+    shared: Mapping[str, Sequence[str]],
+    settings: Mapping[str, Any],
+) -> None:
     """Write the report.
 
     Args:
         path: HTML file to write.
         summary, manifest, rejected, clusters, cluster_stats: tables of the run.
-        coreset: the coreset whose samples are marked in the strips.
-        dataset: the dataset, of `coincide.dataset.formats`; its text is escaped.
+        coreset: the coreset whose samples are highlighted among the members of the clusters.
+        dataset: as `coincide.dataset.formats.open_dataset` returns it; its text is escaped.
         images: folder that image names are relative to.
-        figures: dict of name -> SVG file.
+        figures: name -> SVG file.
         benchmarks: folders of Snakemake's benchmark files.
-        shared: dict of folder -> stages that another run made there for this one.
+        shared: folder of another run -> stages that it computed for this run as well.
         settings: the config.
     """
     tasks = [task for task in summary["task"].unique() if task != AVERAGE]
     environment = Environment(loader=PackageLoader("coincide.reporting"), autoescape=select_autoescape(default=True))
     page = environment.get_template("report.html").render(
         run=settings["run"],
-        headline=_headline(summary),
+        headline=_headline_rows(summary),
         tasks=dict(zip(tasks, short_names(tasks))),
         samples=len(manifest),
         rejected=rejected["reason"].value_counts().to_dict(),
-        rejected_rows=rejected.head(20).to_dict("records"),
+        rejected_rows=rejected.head(REJECTED_SHOWN).to_dict("records"),
         figures={name: _data_url(Path(file).read_bytes(), "image/svg+xml") for name, file in figures.items()},
         stages=stage_times(benchmarks),
         shared=shared,
-        strips=_strips(manifest, clusters, cluster_stats, coreset, dataset, images),
+        strips=_cluster_strips(manifest, clusters, cluster_stats, coreset, dataset, images),
         kept=len(coreset),
         settings=yaml.safe_dump(settings, sort_keys=False, allow_unicode=True),
     )
-    with replacing(path) as part:
-        part.write_text(page, encoding="utf-8")
+    with replacing(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
 
 
-def stage_times(folders):
+def stage_times(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
     """Seconds and peak memory of each stage, from Snakemake's benchmark files.
 
+    Args:
+        folders: each has a file <stage>.tsv or a folder <stage>/ of files per stage.
+
     Returns:
-        list of dicts of stage, jobs, seconds (summed over jobs), longest (seconds), memory (MB),
-        share (of the sum of all stages).
+        one dict per stage, the longest first: stage, jobs, seconds (summed over jobs), longest (seconds of the longest
+        job), memory (peak over jobs, MB), share (of the seconds of all stages).
     """
     rows = []
-    for folder, file in ((f, file) for f in folders for file in sorted(Path(f).rglob("*.tsv"))):
-        table = pd.read_csv(file, sep="\t", na_values=["-", "NA"])
-        stage = file.relative_to(folder).parts[0].removesuffix(".tsv")
-        rows.append({"stage": stage, "seconds": table["s"].iloc[-1], "memory": table["max_rss"].iloc[-1]})
+    for folder in folders:
+        for file in sorted(Path(folder).rglob("*.tsv")):
+            last = pd.read_csv(file, sep="\t", na_values=["-", "NA"]).iloc[-1]
+            stage = file.relative_to(folder).parts[0].removesuffix(".tsv")
+            rows.append({"stage": stage, "seconds": last["s"], "memory": last["max_rss"]})
     if not rows:
         return []
-    table = pd.DataFrame(rows).groupby("stage")
+    by_stage = pd.DataFrame(rows).groupby("stage")
     stages = pd.DataFrame(
         {
-            "jobs": table.size(),
-            "seconds": table["seconds"].sum(),
-            "longest": table["seconds"].max(),
-            "memory": table["memory"].max(),
+            "jobs": by_stage.size(),
+            "seconds": by_stage["seconds"].sum(),
+            "longest": by_stage["seconds"].max(),
+            "memory": by_stage["memory"].max(),
         }
     ).sort_values("seconds", ascending=False)
     stages["share"] = stages["seconds"] / stages["seconds"].sum()
     return stages.reset_index().to_dict("records")
 
 
-def _headline(summary):
+def _headline_rows(summary):
     rows = []
-    for (method, fraction), row in headline(summary).iterrows():
+    for (method, fraction), row in headline_table(summary).iterrows():
         values = {key: None if pd.isna(value) else float(value) for key, value in row.items()}
         rows.append({"method": method, "fraction": fraction, **values})
     return rows
 
 
-def _strips(manifest, clusters, cluster_stats, coreset, dataset, images):
-    """A handful of clusters from the largest share to the smallest, with some members each."""
+def _cluster_strips(manifest, clusters, cluster_stats, coreset, dataset, images):
+    """Clusters from the largest share to the smallest, evenly spaced in this order, with some members each."""
     by_share = cluster_stats[cluster_stats["size"] > 0].sort_values("share", ascending=False, kind="stable")
-    chosen = by_share.iloc[np.unique(np.linspace(0, len(by_share) - 1, CLUSTERS_SHOWN).astype(int))]
-    kept = set(coreset["sample_id"])
-    table = clusters.merge(manifest[["sample_id", "source", "position"]], on="sample_id")
-    strips, positions = [], set()
-    for row in chosen.itertuples():
-        members = table[table["cluster"] == row.cluster].assign(kept=lambda t: t["sample_id"].isin(kept))
-        shown = members.sort_values(["kept", "similarity"], ascending=False, kind="stable")
-        # picked ones first, half of the strip at most, then others, nearest to the centroid first
-        picked, others = shown[shown["kept"]], shown[~shown["kept"]]
-        shown = pd.concat([picked.head(max(SAMPLES_A_CLUSTER // 2, SAMPLES_A_CLUSTER - len(others))), others])
-        shown = list(shown.head(SAMPLES_A_CLUSTER).itertuples())
-        positions.update(member.position for member in shown)
+    shown_clusters = by_share.iloc[np.unique(np.linspace(0, len(by_share) - 1, CLUSTERS_SHOWN).astype(int))]
+    samples = clusters.merge(manifest[["sample_id", "source", "position"]], on="sample_id")
+    samples["kept"] = samples["sample_id"].isin(set(coreset["sample_id"]))
+    strips = []
+    for cluster in shown_clusters.itertuples():
+        members = samples[samples["cluster"] == cluster.cluster]
         strips.append(
             {
-                "cluster": row.cluster,
-                "size": row.size,
+                "cluster": cluster.cluster,
+                "size": cluster.size,
                 "kept": int(members["kept"].sum()),
-                "transferability": row.transferability,
-                "density": row.density,
+                "transferability": cluster.transferability,
+                "density": cluster.density,
                 "sources": ", ".join(f"{name} {n}" for name, n in members["source"].value_counts().head(3).items()),
-                "members": shown,
+                "members": list(_members_to_show(members).itertuples()),
             }
         )
-    wanted = sorted(positions)
-    records = dict(zip(wanted, map(to_llava, dataset.pick(wanted))))
+    positions = sorted({member.position for strip in strips for member in strip["members"]})
+    records = dict(zip(positions, map(to_llava, dataset.pick(positions))))
     for strip in strips:
         strip["members"] = [_member(member, records[member.position], images) for member in strip["members"]]
     return strips
+
+
+def _members_to_show(members):
+    """Kept members first, then others, each by descending similarity to the centroid.
+
+    Kept members fill at most half of the strip, or more where there are too few others.
+    """
+    members = members.sort_values("similarity", ascending=False, kind="stable")
+    kept, others = members[members["kept"]], members[~members["kept"]]
+    n_kept = max(SAMPLES_PER_CLUSTER // 2, SAMPLES_PER_CLUSTER - len(others))
+    return pd.concat([kept.head(n_kept), others]).head(SAMPLES_PER_CLUSTER)
 
 
 def _member(member, record, images):
@@ -154,7 +168,7 @@ def _thumbnail(folder, name):
         image = open_image(folder, name)
     except ImageError:
         return None
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return _data_url(buffer.getvalue(), "image/png")

@@ -1,25 +1,30 @@
 """Scores of all models, relative performance, and the text that ends a run."""
 
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 
 import pandas as pd
 
+from coincide.base.markdown import markdown_table
 from coincide.evaluation.results import read_scores
 
-AVERAGE = "average"  # the row over all tasks
+AVERAGE = "average"  # the task name of the rows that average over tasks
 KEYS = ["target", "method", "fraction", "seed"]
-HARDLY = 0.25  # of an even share: a source of which a coreset keeps less is named
+UNDERREPRESENTED_BELOW = 0.25  # as a fraction of an even share
 
 
-def read_results(paths):
-    """Scores from evaluation results.
+def read_results(paths: Iterable[str | Path]) -> pd.DataFrame:
+    """Read the scores of evaluation results.
 
     Args:
         paths: results.json files at …/<target>/<method>/<fraction>/<seed>/<group>/.
 
     Returns:
-        table of target, method, fraction, seed, task, metric, score.
+        table of target, method, fraction, seed, task, metric, score, higher_is_better.
+
+    Raises:
+        coincide.evaluation.results.EvaluationError: a task has no score.
     """
     rows = []
     for path in paths:
@@ -29,40 +34,48 @@ def read_results(paths):
     return pd.DataFrame(rows).drop_duplicates([*KEYS, "task"])
 
 
-def unlearned(scores, above):
-    """Tasks that the full-data model did not learn.
+def unlearned_tasks(scores: pd.DataFrame, learned_above: float) -> pd.Series:
+    """Tasks that the full-data model did not learn; only tasks where a higher score is better.
 
     Args:
         scores: table with target, method, task, score, higher_is_better.
-        above: score that it must exceed, where higher is better.
+        learned_above: a task with a mean score of at most this is not learned.
 
     Returns:
         (target, task) -> mean score of the full-data models.
     """
     full = scores[(scores["method"] == "full") & scores["higher_is_better"] & (scores["task"] != AVERAGE)]
     score = full.groupby(["target", "task"])["score"].mean()
-    return score[score <= above]
+    return score[score <= learned_above]
 
 
-def averages(table, keys, left_out):
-    """The rows of task "average": mean score over all tasks, mean relative performance over those not left out."""
-    counts = ~pd.MultiIndex.from_frame(table[["target", "task"]]).isin(left_out.index)
-    counted = table.assign(relative_performance=table["relative_performance"].where(counts))
-    average = counted.groupby(keys, as_index=False)[["score", "relative_performance"]].mean()
+def average_over_tasks(table: pd.DataFrame, keys: Sequence[str], unlearned: pd.Series) -> pd.DataFrame:
+    """Rows of task "average".
+
+    Args:
+        table: with target, task, score, relative_performance and the columns `keys`.
+        keys: columns that identify a model.
+        unlearned: result of `unlearned_tasks`.
+
+    Returns:
+        one row per model: mean score over all tasks, mean relative performance over the learned tasks.
+    """
+    learned = ~pd.MultiIndex.from_frame(table[["target", "task"]]).isin(unlearned.index)
+    table = table.assign(relative_performance=table["relative_performance"].where(learned))
+    average = table.groupby(list(keys), as_index=False)[["score", "relative_performance"]].mean()
     return average.assign(task=AVERAGE, metric="mean", higher_is_better=True)
 
 
-def relative_performance(scores, *, learned_above=0.0):
+def relative_performance(scores: pd.DataFrame, *, learned_above: float = 0.0) -> pd.DataFrame:
     """Add relative performance and the average over tasks.
 
-    A score's relative performance is score ÷ score of the full-data model of the same target and
-    task, averaged over seeds; the other way round for metrics where lower is better. It is missing
-    where the full-data model scores zero or was not trained, and the average is over the tasks that
-    have one.
+    The relative performance of a score is score ÷ score of the full-data model of the same target and
+    task, averaged over seeds; the inverse for metrics where lower is better. It is missing where the
+    full-data model scores zero or was not trained. The average is over the tasks that have one.
 
     Args:
         scores: table of `read_results`.
-        learned_above: tasks on which the full-data model scores no higher are not averaged over.
+        learned_above: tasks on which the full-data model scores no higher are left out of the average.
 
     Returns:
         table of target, method, fraction, seed, task, metric, score, higher_is_better,
@@ -73,19 +86,25 @@ def relative_performance(scores, *, learned_above=0.0):
     full = scores[scores["method"] == "full"].groupby(["target", "task"])["score"].mean().rename("full")
     table = scores.join(full, on=["target", "task"])
     ratio = (table["score"] / table["full"]).where(table["higher_is_better"], table["full"] / table["score"])
-    table["relative_performance"] = ratio.where(
-        (table["full"] != 0) & (table["score"] != 0) | table["higher_is_better"]
-    )
-    table.loc[table["full"] == 0, "relative_performance"] = float("nan")
+    divides_by_zero = ~table["higher_is_better"] & (table["score"] == 0)
+    table["relative_performance"] = ratio.mask(divides_by_zero | (table["full"] == 0))
     columns = [*KEYS, "task", "metric", "score", "higher_is_better", "relative_performance"]
-    average = averages(table, KEYS, unlearned(scores, learned_above))
+    average = average_over_tasks(table, KEYS, unlearned_tasks(scores, learned_above))
     return pd.concat([table[columns], average[columns]], ignore_index=True).sort_values(
         [*KEYS, "task"], ignore_index=True
     )
 
 
-def headline(summary):
-    """One row a method and fraction, averaged over targets and seeds: tasks as columns, the full data first."""
+def headline_table(summary: pd.DataFrame) -> pd.DataFrame:
+    """Scores averaged over targets and seeds.
+
+    Args:
+        summary: table of `relative_performance`.
+
+    Returns:
+        one row per (method, fraction), the full data first and random last; columns relative_performance and the
+        score of each task, "average" included.
+    """
     table = summary.pivot_table(index=["method", "fraction"], columns="task", values="score", aggfunc="mean")
     relative = summary[summary["task"] == AVERAGE].groupby(["method", "fraction"])["relative_performance"].mean()
     table.insert(0, "relative_performance", relative.reindex(table.index))
@@ -93,7 +112,7 @@ def headline(summary):
     return table.loc[order]
 
 
-def hardly_kept(manifest, coreset):
+def underrepresented_sources(manifest: pd.DataFrame, coreset: pd.DataFrame) -> pd.Series:
     """Sources of which a coreset keeps less than a quarter of an even share.
 
     Args:
@@ -101,45 +120,66 @@ def hardly_kept(manifest, coreset):
         coreset: table of sample_id.
 
     Returns:
-        source -> share of its samples kept, the least first.
+        source -> fraction of its samples kept, in ascending order.
     """
     kept = manifest["sample_id"].isin(coreset["sample_id"])
-    shares = kept.groupby(manifest["source"]).mean().sort_values()
-    return shares[shares < HARDLY * kept.mean()]
+    fractions = kept.groupby(manifest["source"]).mean().sort_values()
+    return fractions[fractions < UNDERREPRESENTED_BELOW * kept.mean()]
 
 
-def as_text(summary, rejected, manifest, coresets, *, report):
-    """The summary as Markdown: headline table, samples set aside, sources hardly kept, where the report lies.
+def as_text(
+    summary: pd.DataFrame,
+    rejected: pd.DataFrame,
+    manifest: pd.DataFrame,
+    coresets: Mapping[tuple[str, str], pd.DataFrame],
+    *,
+    report: str,
+) -> str:
+    """The summary as Markdown: headline table, rejected samples, underrepresented sources, path of the report.
 
     Args:
-        summary: of `relative_performance`.
-        rejected: table of samples set aside.
-        manifest: table of sample_id, source of the samples offered.
+        summary: table of `relative_performance`.
+        rejected: table of the rejected samples.
+        manifest: table of sample_id, source of the usable samples.
         coresets: (method, fraction) -> coreset table.
         report: path of the report.
     """
-    table = headline(summary)
-    lines = ["", "| method | data kept | relative performance | average score |", "| --- | --- | --- | --- |"]
-    for (method, fraction), row in table.iterrows():
-        relative = row["relative_performance"]
-        relative = "–" if pd.isna(relative) else f"{relative:.1%}"
-        lines.append(f"| {method} | {fraction:.1%} | {relative} | {row[AVERAGE]:.3f} |")
-    lines += ["", f"{len(manifest):,} samples were offered for selection, {len(rejected):,} were set aside."]
+    lines = ["", _headline_text(summary)]
+    lines += ["", f"{len(manifest):,} usable samples, {len(rejected):,} rejected."]
     lines += [f"- {count:,} × {reason}" for reason, count in rejected["reason"].value_counts().items()]
     for (method, fraction), coreset in coresets.items():
-        if len(hardly := hardly_kept(manifest, coreset)):
-            named = ", ".join(f"{source} ({share:.1%})" for source, share in hardly.items())
+        if len(sources := underrepresented_sources(manifest, coreset)):
+            listed = ", ".join(f"{source} ({kept:.1%})" for source, kept in sources.items())
             lines += [
                 "",
-                f"{method} at {float(fraction):.1%} keeps hardly any of: {named}. Should a model lose what these "
-                "teach, see docs/your-own-data.md, skills that go missing.",
+                f"Warning: {method} at {float(fraction):.1%} keeps few samples of these sources: {listed}. If a model "
+                "lacks the skills that they teach, see docs/your-own-data.md.",
             ]
     lines += ["", f"Report: {report}", ""]
     return "\n".join(lines)
 
 
-def short_names(tasks):
-    """Names of tasks for a table or a picture: without what all begin with, and without underscores."""
-    words = [task.split("_") for task in tasks]
-    common = sum(1 for _ in takewhile(lambda same: len(set(same)) == 1, zip(*words))) if len(tasks) > 1 else 0
-    return [" ".join(own[common:] or own) for own in words]
+def _headline_text(summary):
+    rows = []
+    for (method, fraction), row in headline_table(summary).iterrows():
+        relative = row["relative_performance"]
+        rows.append(
+            {
+                "method": method,
+                "data kept": f"{fraction:.1%}",
+                "relative performance": "–" if pd.isna(relative) else f"{relative:.1%}",
+                "average score": f"{row[AVERAGE]:.3f}",
+            }
+        )
+    return markdown_table(pd.DataFrame(rows))
+
+
+def short_names(tasks: Sequence[str]) -> list[str]:
+    """Names of tasks for a table or a figure: without the words that all of them start with, without underscores.
+
+    >>> short_names(["mini_mix_digits_add", "mini_mix_digits_read"])
+    ['add', 'read']
+    """
+    names = [task.split("_") for task in tasks]
+    common = sum(1 for _ in takewhile(lambda words: len(set(words)) == 1, zip(*names))) if len(tasks) > 1 else 0
+    return [" ".join(words[common:] or words) for words in names]

@@ -1,272 +1,399 @@
-"""Methods compared over several runs: intervals, paired tests, ranks, areas, and what each costs.
+"""Comparison of methods over several runs: intervals, paired tests, ranks, areas and costs.
 
-A replicate is a run and a seed of finetuning. Runs that differ in the seeds of clustering and selection carry
-the chance in the choice of samples into the intervals, beside that of training. Runs of a variant, where
-settings differ too, are compared as methods of their own.
+A replicate is a run and a finetuning seed. Replicates whose runs also differ in the seeds of clustering and selection
+include the randomness of selection in the intervals, in addition to that of training. Runs with different settings
+(variants) are compared as separate methods.
 """
 
-from itertools import product
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from scipy import stats
 
-from coincide.reporting.summary import AVERAGE, averages, short_names, unlearned
+from coincide.base.errors import UserError
+from coincide.base.markdown import markdown_table
+from coincide.reporting.summary import AVERAGE, average_over_tasks, short_names, unlearned_tasks
 
-REPLICATE = ["replicate", "target", "seed"]
-OURS, WHOLE = "coincide", "full"
+REPLICATE_KEYS = ["replicate", "target", "seed"]
+COINCIDE, FULL = "coincide", "full"
 RESAMPLES = 9999
+EXACT_PAIRS = 14  # up to this many pairs, all sign patterns are enumerated
 
 
-def collect(summaries, variants=None, *, learned_above=0.0):
-    """One table of several summaries.
+class ComparisonError(UserError):
+    """The runs have nothing that can be compared."""
 
-    Averages are taken anew, so that all replicates count the same tasks.
+
+def combine_summaries(
+    summaries: Mapping[str, pd.DataFrame],
+    variants: Mapping[str, tuple[str, int]] | None = None,
+    *,
+    learned_above: float = 0.0,
+) -> pd.DataFrame:
+    """One table of the summaries of several runs.
+
+    Averages are recomputed, so that they cover the same tasks in all replicates.
 
     Args:
         summaries: run -> table of `coincide.reporting.summary.relative_performance`.
-        variants: run -> (variant, replicate); without it each run is a replicate of the same.
-        learned_above: tasks on which the full-data models score no higher on average are not averaged over.
+        variants: run -> (variant, replicate); None: each run is a replicate of the same variant.
+        learned_above: tasks on which the full-data models score no higher on average are left out of the averages.
 
     Returns:
-        the tables with columns run, replicate and base: the method, whose name has its variant behind it
-        in `method`.
+        the rows of all tables, with additional columns run, replicate and base_method; method has the variant
+        appended in parentheses, base_method does not.
+
+    Raises:
+        ComparisonError: there is no average relative performance to compare.
     """
     tables = []
     for i, (run, table) in enumerate(summaries.items()):
         variant, replicate = variants[run] if variants else ("", i)
-        named = table["method"] + f" ({variant})" if variant else table["method"]
-        named = named.where(table["method"] != WHOLE, WHOLE)
-        tables.append(table.assign(run=run, replicate=replicate, base=table["method"], method=named))
-    table = pd.concat(tables, ignore_index=True)
-    table = table[table["task"] != AVERAGE]
-    keys = ["run", *REPLICATE, "base", "method", "fraction"]
-    return pd.concat([table, averages(table, keys, unlearned(table, learned_above))], ignore_index=True)
+        label = table["method"] + f" ({variant})" if variant else table["method"]
+        label = label.where(table["method"] != FULL, FULL)
+        tables.append(table.assign(run=run, replicate=replicate, base_method=table["method"], method=label))
+    combined = pd.concat(tables, ignore_index=True)
+    combined = combined[combined["task"] != AVERAGE]
+    keys = ["run", *REPLICATE_KEYS, "base_method", "method", "fraction"]
+    averages = average_over_tasks(combined, keys, unlearned_tasks(combined, learned_above))
+    _check_comparable(averages, learned_above)
+    return pd.concat([combined, averages], ignore_index=True)
 
 
-def interval(values, *, seed=0):
-    """(mean, low, high): 95% bootstrap interval of the mean; low and high are NaN below three values."""
-    values = np.asarray(values, np.float64)
-    values = values[np.isfinite(values)]
-    if len(values) < 3:
-        return (values.mean() if len(values) else np.nan), np.nan, np.nan
-    if np.ptp(values) == 0:
-        return (values[0],) * 3
-    found = stats.bootstrap(
-        (values,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(seed)
+def _check_comparable(averages, learned_above):
+    if not (averages["method"] == FULL).any():
+        raise ComparisonError(
+            f"no relative performance to compare: none of the runs {', '.join(averages['run'].unique())} has a "
+            "full-data model; set target_model.full to true"
+        )
+    if averages.loc[averages["method"] != FULL, "relative_performance"].isna().all():
+        raise ComparisonError(
+            "no relative performance to compare: no run has a coreset model together with a full-data model of the "
+            f"same target that scores above evaluation.learned_above ({learned_above:g}) on any task; lower "
+            "evaluation.learned_above, or train the full-data model for longer"
+        )
+
+
+def interval(values: ArrayLike, *, seed: int = 0) -> tuple[float, float, float]:
+    """Mean of values with its 95% percentile bootstrap interval; NaN values are ignored.
+
+    Returns:
+        (mean, low, high); low and high are NaN if there are fewer than three values.
+    """
+    array = np.asarray(values, np.float64)
+    finite = array[np.isfinite(array)]
+    if len(finite) < 3:
+        return (finite.mean() if len(finite) else np.nan), np.nan, np.nan
+    if np.ptp(finite) == 0:
+        return finite[0], finite[0], finite[0]
+    bounds = stats.bootstrap(
+        (finite,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(seed)
     ).confidence_interval
-    return values.mean(), found.low, found.high
+    return finite.mean(), bounds.low, bounds.high
 
 
-def intervals(table):
-    """A row a method, fraction and task: mean relative performance, its interval, number of replicates.
+def intervals(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean relative performance with its interval over replicates.
 
     Args:
-        table: of `collect`.
+        table: of `combine_summaries`.
+
+    Returns:
+        one row per method, fraction and task: mean, low, high, replicates (how many), score (mean).
     """
     rows = []
-    for (method, fraction, task), part in table.groupby(["method", "fraction", "task"]):
-        mean, low, high = interval(part["relative_performance"])
+    for (method, fraction, task), group in table.groupby(["method", "fraction", "task"]):
+        mean, low, high = interval(group["relative_performance"])
         rows.append(
             {"method": method, "fraction": fraction, "task": task, "mean": mean, "low": low, "high": high,
-             "replicates": part["relative_performance"].notna().sum(), "score": part["score"].mean()}
+             "replicates": group["relative_performance"].notna().sum(), "score": group["score"].mean()}
         )  # fmt: skip
     return pd.DataFrame(rows)
 
 
-def _averages(table):
-    """Relative performance averaged over tasks: a row a replicate, columns (fraction, method)."""
-    table = table[(table["task"] == AVERAGE) & (table["method"] != WHOLE)]
-    return table.pivot_table(index=REPLICATE, columns=["fraction", "method"], values="relative_performance")
+def _replicate_table(table):
+    """Relative performance averaged over tasks: one row per replicate, columns (fraction, method)."""
+    table = table[(table["task"] == AVERAGE) & (table["method"] != FULL)]
+    return table.pivot_table(index=REPLICATE_KEYS, columns=["fraction", "method"], values="relative_performance")
 
 
-def paired(table):
-    """Coincide against each other method: replicates and fractions side by side.
+def paired_tests(table: pd.DataFrame) -> pd.DataFrame:
+    """Compare coincide with each other method, paired by replicate.
+
+    Args:
+        table: of `combine_summaries`.
 
     Returns:
-        a row a method and fraction, and one over several fractions (NaN), of which each replicate is one pair,
-        its mean over fractions: mean difference in relative performance (above 0: coincide is better), its
-        interval, number of pairs, p of the two-sided sign-flip permutation test, and the least p that so
-        few pairs can give.
+        one row per method and fraction: difference (mean of coincide minus method, in relative performance), low, high
+        (its interval), pairs, p (of `sign_flip_p_value`), least_p (the smallest p possible with this number of pairs).
+        If there are several fractions, each method has an additional row with fraction NaN, where each replicate is
+        averaged over fractions.
     """
-    wide, rows = _averages(table), []
-    fractions, methods = (sorted(set(wide.columns.get_level_values(i))) for i in (0, 1))
-    for method in [m for m in methods if m != OURS and OURS in methods]:
-        of_fraction = {
-            f: wide[f, OURS] - wide[f, method] for f in fractions if {(f, OURS), (f, method)} <= set(wide.columns)
+    wide, rows = _replicate_table(table), []
+    fractions, methods = (sorted(set(wide.columns.get_level_values(level))) for level in ("fraction", "method"))
+    if COINCIDE not in methods:
+        return pd.DataFrame()
+    for method in methods:
+        if method == COINCIDE:
+            continue
+        differences = {
+            fraction: wide[fraction, COINCIDE] - wide[fraction, method]
+            for fraction in fractions
+            if (fraction, COINCIDE) in wide.columns and (fraction, method) in wide.columns
         }
-        if len(of_fraction) > 1:
-            of_fraction[np.nan] = pd.concat(of_fraction.values(), axis=1).mean(axis=1)
-        for fraction, difference in of_fraction.items():
-            difference = difference.dropna().to_numpy()
-            mean, low, high = interval(difference)
+        if len(differences) > 1:
+            differences[np.nan] = pd.concat(differences.values(), axis=1).mean(axis=1)
+        for fraction, difference in differences.items():
+            values = difference.dropna().to_numpy()
+            mean, low, high = interval(values)
             rows.append(
                 {"method": method, "fraction": fraction, "difference": mean, "low": low, "high": high,
-                 "pairs": len(difference), "p": sign_flips(difference), "least_p": 2.0 ** (1 - len(difference))}
+                 "pairs": len(values), "p": sign_flip_p_value(values), "least_p": 2.0 ** (1 - len(values))}
             )  # fmt: skip
     return pd.DataFrame(rows)
 
 
-def sign_flips(difference):
-    """p of the two-sided permutation test of paired differences: how often flipped signs give as large a mean."""
-    if not len(difference):
-        return np.nan
-    if len(difference) <= 14:
-        flips = np.array(list(product((1, -1), repeat=len(difference))))
-    else:
-        flips = np.random.default_rng(0).choice((1, -1), size=(RESAMPLES, len(difference)))
-        flips = np.vstack([np.ones(len(difference)), flips])
-    means = np.abs(flips @ difference)
-    return float((means >= abs(difference.sum()) - 1e-12).mean())
+def sign_flip_p_value(differences: np.ndarray) -> float:
+    """p of the two-sided sign-flip permutation test of paired differences.
 
+    The p value is the fraction of sign patterns whose absolute mean is at least as large as the observed one: exact up
+    to 14 pairs, estimated from random sign patterns with a fixed seed above that. NaN without differences.
 
-def ranks(table):
-    """A row a method: mean rank among the methods over replicates and fractions (1 is best), and the area.
+    Args:
+        differences: (pairs,) array.
 
-    The area is that under relative performance over fractions, divided by their span: a mean over
-    fractions; of one fraction the value itself. With interval over replicates.
+    >>> sign_flip_p_value(np.array([0.1, 0.2, -0.1, 0.2]))
+    0.375
     """
-    wide = _averages(table)
+    if len(differences) < 2:  # scipy requires two observations; flipping the sign of one keeps its absolute value
+        return 1.0 if len(differences) else np.nan
+
+    def absolute_sum(values, axis):
+        # Sums below 1e-12 are rounding errors of zero, and count as equal.
+        return np.maximum(np.abs(values.sum(axis=axis)), 1e-12)
+
+    test = stats.permutation_test(
+        (differences,),
+        absolute_sum,
+        permutation_type="samples",
+        alternative="greater",
+        vectorized=True,
+        n_resamples=np.inf if len(differences) <= EXACT_PAIRS else RESAMPLES,
+        rng=np.random.default_rng(0),
+    )
+    return float(test.pvalue)
+
+
+def ranks(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean rank of each method, and the area under its curve of relative performance over fractions.
+
+    The area is divided by the span of the fractions, which makes it a mean over fractions. With a single fraction it
+    is the relative performance itself.
+
+    Args:
+        table: of `combine_summaries`.
+
+    Returns:
+        one row per method, the largest area first: rank (1 is best; mean over replicates and fractions), area (mean
+        over replicates), low, high (its interval).
+    """
+    wide = _replicate_table(table)
     rank = wide.stack("fraction", future_stack=True).rank(axis=1, ascending=False)
-    fractions = np.array(sorted(set(wide.columns.get_level_values(0))))
+    fractions = np.array(sorted(set(wide.columns.get_level_values("fraction"))))
     rows = []
     for method in rank.columns:
-        curve = wide.xs(method, axis=1, level="method").reindex(columns=fractions).dropna()
-        values = curve.to_numpy()
-        area = values[:, 0] if len(fractions) == 1 else np.trapezoid(values, fractions, axis=1) / np.ptp(fractions)
-        mean, low, high = interval(area)
+        curves = wide.xs(method, axis=1, level="method").reindex(columns=fractions).dropna().to_numpy()
+        mean, low, high = interval(_areas(curves, fractions))
         rows.append({"method": method, "rank": rank[method].mean(), "area": mean, "low": low, "high": high})
     return pd.DataFrame(rows).sort_values("area", ascending=False, ignore_index=True)
 
 
-SCORING = {  # benchmarks of what a method reads
-    OURS: ("activations/*.tsv", "merge.tsv", "clusters.tsv", "transferability.tsv", "density/*.tsv"),
+def _areas(curves, fractions):
+    if len(fractions) == 1:
+        return curves[:, 0]
+    return np.trapezoid(curves, fractions, axis=1) / np.ptp(fractions)
+
+
+# Benchmark files of the jobs that compute what a method scores samples with; methods not listed use activations only.
+SCORING_JOBS: Mapping[str, tuple[str, ...]] = {
+    COINCIDE: ("activations/*.tsv", "merge.tsv", "clusters.tsv", "transferability.tsv", "density/*.tsv"),
     "self_sup": ("activations/*.tsv", "merge.tsv", "clusters.tsv"),
     "clip_score": ("clip_scores/*.tsv",),
     "self_filter": ("clip_scores/*.tsv", "difficulty.tsv"),
     "random": (),
 }
-REFERENCE = ("activations/*.tsv", "merge.tsv")
+ACTIVATION_JOBS = ("activations/*.tsv", "merge.tsv")
 
 
-def costs(table, benchmarks):
-    """A row a method and fraction: seconds of scoring, selecting, finetuning, and all against full training.
+def costs(table: pd.DataFrame, benchmarks: Mapping[str, Sequence[str | Path]]) -> pd.DataFrame:
+    """Job time of each method, and its ratio to that of finetuning on the full data.
 
-    Seconds are of jobs, not of cores: on GPUs with one a job they are device seconds. What several methods
-    read is counted for each of them. Where scores are read with the activations, that pass is the longer one.
+    Times are wall-clock seconds of jobs, not core-seconds; with one GPU per job they are device seconds. Jobs that
+    several methods depend on are counted for each of them. If the per-sample metrics are computed along with the
+    activations, that longer pass is counted.
 
     Args:
-        table: of `collect`.
-        benchmarks: run -> list of folders of benchmarks: its own, and those of runs that made what it shares.
+        table: of `combine_summaries`.
+        benchmarks: run -> folders of benchmark files: that of the run first, then those of the runs whose results it
+            shares.
+
+    Returns:
+        one row per method and fraction, means over replicates: scoring, selecting, finetuning, all (their sum; all in
+        seconds), of_full (all ÷ all of the full data).
     """
+    keys = ["run", "target", "seed", "method", "base_method", "fraction"]
     rows = []
-    for keys, _ in table[table["task"] == AVERAGE].groupby(["run", "target", "seed", "method", "base", "fraction"]):
-        run, target, seed, label, method, fraction = keys
-        own, fraction = benchmarks[run], f"{fraction:g}"
-        scoring = selecting = 0.0
-        if method != WHOLE:
-            scoring = sum(_seconds(own, part) for part in SCORING.get(method, REFERENCE))
-            selecting = _seconds(own, f"method_coreset/{method}-{fraction}.tsv")
-            if method == OURS:
-                jobs = (f"budget/{fraction}.tsv", f"picks/{fraction}-*.tsv", f"coincide_coreset/{fraction}.tsv")
-                selecting = sum(_seconds(own, job) for job in ("shares.tsv", *jobs))
-        finetuning = _seconds(own, f"finetune_model/{target}-{method}-{fraction}-{seed}.tsv")
-        rows.append([run, label, float(fraction), scoring, selecting, finetuning])
-    found = pd.DataFrame(rows, columns=["run", "method", "fraction", "scoring", "selecting", "finetuning"])
-    found["all"] = found[["scoring", "selecting", "finetuning"]].sum(axis=1)
-    found = found.groupby(["method", "fraction"], as_index=False).mean(numeric_only=True)
-    whole = found.loc[found["method"] == WHOLE, "all"].mean()
-    return found.assign(of_full=found["all"] / whole)
+    for run, target, seed, method, base_method, fraction in table.loc[table["task"] == AVERAGE, keys].to_numpy():
+        folders, fraction_name = benchmarks[run], f"{fraction:g}"
+        scoring, selecting = _scoring_and_selecting_seconds(folders, base_method, fraction_name)
+        finetuning = _seconds(folders, f"finetune_model/{target}-{base_method}-{fraction_name}-{seed}.tsv")
+        rows.append([method, float(fraction_name), scoring, selecting, finetuning])
+    models = pd.DataFrame(rows, columns=["method", "fraction", "scoring", "selecting", "finetuning"])
+    models["all"] = models[["scoring", "selecting", "finetuning"]].sum(axis=1)
+    means = models.groupby(["method", "fraction"], as_index=False).mean()
+    full = means.loc[means["method"] == FULL, "all"].mean()
+    return means.assign(of_full=means["all"] / full)
+
+
+def _scoring_and_selecting_seconds(folders, method, fraction):
+    if method == FULL:
+        return 0.0, 0.0
+    if method == COINCIDE:
+        budget, picks, coreset = f"budget/{fraction}.tsv", f"picks/{fraction}-*.tsv", f"coincide_coreset/{fraction}.tsv"
+        selecting_jobs = ["shares.tsv", budget, picks, coreset]
+    else:
+        selecting_jobs = [f"method_coreset/{method}-{fraction}.tsv"]
+    scoring = sum(_seconds(folders, job) for job in SCORING_JOBS.get(method, ACTIVATION_JOBS))
+    return scoring, sum(_seconds(folders, job) for job in selecting_jobs)
 
 
 def _seconds(folders, pattern):
-    """Seconds of the jobs whose benchmarks these are, in the first folder that has any."""
+    """Total seconds of the jobs whose benchmark files match, in the first folder that has any; 0 if none has."""
     for folder in folders:
         if paths := sorted(Path(folder).glob(pattern)):
             return sum(pd.read_csv(path, sep="\t")["s"].sum() for path in paths)
     return 0.0
 
 
-def as_text(found, tests, ranked, cost, tasks, left_out):
-    """The comparison as Markdown.
+def task_table(intervals: pd.DataFrame, unlearned: pd.Series) -> pd.DataFrame:
+    """Mean relative performance of every method on every task.
 
     Args:
-        found: of `intervals`.
-        tests: of `paired`.
-        ranked: of `ranks`.
-        cost: of `costs`.
-        tasks: of `by_task`.
-        left_out: of `coincide.reporting.summary.unlearned`.
-    """
-    average = found[found["task"] == AVERAGE]
-    replicates = int(average.loc[average["method"] != WHOLE, "replicates"].max())
-    lines = [
-        f"Relative performance, mean of {replicates} replicates and 95% bootstrap interval of the mean; a replicate "
-        "has its own clusters, draws and training.", "",
-    ]  # fmt: skip
-    fractions = sorted(average.loc[average["method"] != WHOLE, "fraction"].unique())
-    lines += ["| method | " + " | ".join(f"{f:g}" for f in fractions) + " | area | mean rank |"]
-    lines += ["| --- " * (len(fractions) + 3) + "|"]
-    for row in ranked.itertuples():
-        cells = []
-        for fraction in fractions:
-            cell = average[(average["method"] == row.method) & (average["fraction"] == fraction)]
-            cells.append(" ".join(_with_interval(*cell[["mean", "low", "high"]].iloc[0])) if len(cell) else "–")
-        area = " ".join(_with_interval(row.area, row.low, row.high))
-        lines.append(f"| {row.method} | {' | '.join(cells)} | {area} | {row.rank:.1f} |")
-    if len(left_out):
-        scores = ", ".join(f"{task} ({score:.2f})" for (_, task), score in left_out.items())
-        lines += ["", f"Not averaged over, for the full-data model did not learn them (its score): {scores}."]
-    lines += ["", "coincide less each other method, in points of relative performance, pair by pair:", ""]
-    lines += ["| method | fraction | difference | p | least p possible | pairs |", "| --- " * 6 + "|"]
-    for row in tests.itertuples():
-        fraction = "all" if np.isnan(row.fraction) else f"{row.fraction:g}"
-        difference = " ".join(_with_interval(row.difference, row.low, row.high, signed=True))
-        lines.append(f"| {row.method} | {fraction} | {difference} | {row.p:.3f} | {row.least_p:.3f} | {row.pairs} |")
-    lines += _tasks_as_text(tasks)
-    lines += ["", "Seconds of jobs, and all of them against training on everything:", ""]
-    lines += ["| method | fraction | scoring | selecting | finetuning | of full |", "| --- " * 6 + "|"]
-    for row in cost.itertuples():
-        seconds = " | ".join(f"{value:.0f}" for value in (row.scoring, row.selecting, row.finetuning))
-        lines.append(f"| {row.method} | {row.fraction:g} | {seconds} | {row.of_full:.0%} |")
-    return "\n".join([*lines, ""])
-
-
-def by_task(found, left_out):
-    """Mean relative performance on every task.
-
-    Args:
-        found: of `intervals`.
-        left_out: of `coincide.reporting.summary.unlearned`; a star marks these tasks.
+        intervals: table of `intervals`.
+        unlearned: of `coincide.reporting.summary.unlearned_tasks`; these tasks are marked with a star.
 
     Returns:
-        table of methods with their fraction, the best average first, and short names of tasks, "average" the
-        first; whichever are more are the rows. NaN where there is none.
+        table of methods with their fraction, the best average first, and short names of tasks, "average" first. The
+        longer of the two axes forms the rows. NaN where there is no relative performance.
     """
-    wide = found[found["method"] != WHOLE].pivot_table(
+    wide = intervals[intervals["method"] != FULL].pivot_table(
         index=["method", "fraction"], columns="task", values="mean", dropna=False
     )
     wide = wide.dropna(how="all").sort_values(AVERAGE, ascending=False)
     tasks = [task for task in wide.columns if task != AVERAGE]
-    unlearned_tasks = left_out.index.get_level_values("task")
-    names = [name + " *" * (task in unlearned_tasks) for task, name in zip(tasks, short_names(tasks))]
+    starred = set(unlearned.index.get_level_values("task"))
+    names = [f"{name} *" if task in starred else name for task, name in zip(tasks, short_names(tasks))]
     wide = wide[[AVERAGE, *tasks]].set_axis([AVERAGE, *names], axis=1)
     wide.index = [f"{method} {fraction:.3g}" for method, fraction in wide.index]
     return wide if len(wide) > len(tasks) else wide.T
 
 
-def _tasks_as_text(table):
-    yield from ("", "Relative performance on each task, mean of the replicates (*: not averaged over):", "")
-    yield "| | " + " | ".join(table.columns) + " |"
-    yield "| --- " * (1 + len(table.columns)) + "|"
-    for name, row in table.iterrows():
-        cells = " | ".join("–" if np.isnan(value) else f"{100 * value:.0f}" for value in row)
-        yield f"| {name} | {cells} |"
+def as_text(
+    intervals: pd.DataFrame,
+    tests: pd.DataFrame,
+    ranking: pd.DataFrame,
+    costs: pd.DataFrame,
+    tasks: pd.DataFrame,
+    unlearned: pd.Series,
+) -> str:
+    """The comparison as Markdown.
+
+    Args:
+        intervals: table of `intervals`.
+        tests: of `paired_tests`.
+        ranking: of `ranks`.
+        costs: of `costs`.
+        tasks: of `task_table`.
+        unlearned: of `coincide.reporting.summary.unlearned_tasks`.
+    """
+    average = intervals[(intervals["task"] == AVERAGE) & (intervals["method"] != FULL)]
+    paragraphs = [
+        f"Relative performance, mean of {int(average['replicates'].max())} replicates, in percent, with the 95% "
+        "bootstrap interval of the mean. Each replicate has its own clusters, random draws and training.",
+        markdown_table(_ranking_cells(average, ranking)),
+    ]
+    if len(unlearned):
+        scores = ", ".join(f"{task} ({score:.2f})" for (_, task), score in unlearned.items())
+        paragraphs.append(
+            f"Left out of the average, because the full-data model did not learn them (its score): {scores}."
+        )
+    paragraphs += [
+        "Difference in relative performance, coincide minus the other method, in percentage points, paired by "
+        "replicate:",
+        markdown_table(_test_cells(tests)),
+        "Relative performance on each task, mean of the replicates, in percent (*: left out of the average):",
+        markdown_table(_task_cells(tasks)),
+        "Job time in seconds (of full: total relative to finetuning on the full data):",
+        markdown_table(_cost_cells(costs)),
+    ]
+    return "\n\n".join(paragraphs) + "\n"
 
 
-def _with_interval(mean, low, high, *, signed=False):
-    form = "{:+.1f}" if signed else "{:.1f}"
-    yield form.format(100 * mean)
-    if np.isfinite(low):
-        yield f"({form.format(100 * low)} to {form.format(100 * high)})"
+def _ranking_cells(average, ranking):
+    """One row per method: relative performance at each fraction, area and mean rank."""
+    by_key = average.set_index(["method", "fraction"])[["mean", "low", "high"]]
+    fractions = sorted(average["fraction"].unique())
+    rows = []
+    for row in ranking.itertuples():
+        cells = {"method": row.method}
+        for fraction in fractions:
+            key = (row.method, fraction)
+            cells[f"{fraction:g}"] = _format_interval(*by_key.loc[key]) if key in by_key.index else "–"
+        rows.append(cells | {"area": _format_interval(row.area, row.low, row.high), "mean rank": f"{row.rank:.1f}"})
+    return pd.DataFrame(rows)
+
+
+def _test_cells(tests):
+    rows = [
+        [
+            row.method,
+            "all" if np.isnan(row.fraction) else f"{row.fraction:g}",
+            _format_interval(row.difference, row.low, row.high, sign="+"),
+            f"{row.p:.3f}",
+            f"{row.least_p:.3f}",
+            row.pairs,
+        ]
+        for row in tests.itertuples()
+    ]
+    return pd.DataFrame(rows, columns=["method", "fraction", "difference", "p", "smallest possible p", "pairs"])
+
+
+def _task_cells(tasks):
+    cells = tasks.map(lambda value: "–" if np.isnan(value) else f"{100 * value:.0f}")
+    return cells.rename_axis(index="", columns=None).reset_index()
+
+
+def _cost_cells(costs):
+    rows = [
+        [
+            row.method,
+            f"{row.fraction:g}",
+            f"{row.scoring:.0f}",
+            f"{row.selecting:.0f}",
+            f"{row.finetuning:.0f}",
+            f"{row.of_full:.0%}",
+        ]
+        for row in costs.itertuples()
+    ]
+    return pd.DataFrame(rows, columns=["method", "fraction", "scoring", "selecting", "finetuning", "of full"])
+
+
+def _format_interval(mean, low, high, *, sign="-"):
+    """Text such as "81.2 (79.0 to 83.1)", in percent; the mean only where there is no interval."""
+    text = f"{100 * mean:{sign}.1f}"
+    return f"{text} ({100 * low:{sign}.1f} to {100 * high:{sign}.1f})" if np.isfinite(low) else text

@@ -5,8 +5,10 @@ import time
 from math import isnan
 
 import numpy as np
+import pandas as pd
 
 from coincide import methods
+from coincide.base.markdown import markdown_table
 from coincide.base.sections import Checkpoint
 from coincide.dataset.formats import open_dataset, to_llava
 from coincide.dataset.manifest import estimated_tokens
@@ -163,20 +165,33 @@ def estimate(
 
 
 def as_text(stages, measured, device, samples):
-    """The estimate as a Markdown table and how it came about."""
-    lines = ["| stage | jobs | device time | of a job | GB on disk |", "| --- | --- | --- | --- | --- |"]
+    """The estimate as a Markdown table, and what it is based on.
+
+    Args:
+        stages: result of `estimate`.
+        measured: result of `measure`.
+        device: that the measurement ran on.
+        samples: number of samples in the manifest.
+    """
+    rows = []
     for stage in stages:
         hours, jobs, size = stage["device_hours"], stage["jobs"], stage["gigabytes"]
-        size = "not known" if isnan(size) else f"{size:,.1f}"
-        lines.append(f"| {stage['stage']} | {jobs} | {_duration(hours)} | {_duration(hours / jobs)} | {size} |")
+        rows.append(
+            {
+                "stage": stage["stage"],
+                "jobs": jobs,
+                "device time": _duration(hours),
+                "device time per job": _duration(hours / jobs),
+                "GB on disk": "not known" if isnan(size) else f"{size:,.1f}",
+            }
+        )
     rate = measured["samples"] / measured["seconds"]
-    lines += [
-        "",
-        f"From {measured['samples']} of {samples:,} samples, read in {measured['seconds']:.1f} s on {device} "
-        f"({rate:,.1f} samples/s). Extraction is measured; finetuning and evaluation follow from the operations that "
-        "they take at the same speed, and are rough. Loading models comes on top.",
-    ]
-    return "\n".join(lines) + "\n"
+    basis = (
+        f"Based on {measured['samples']} of {samples:,} samples, processed in {measured['seconds']:.1f} s on {device} "
+        f"({rate:,.1f} samples/s). Extraction is measured. Finetuning and evaluation are rough estimates: their "
+        "number of operations at the measured speed. Time to load models is not included."
+    )
+    return f"{markdown_table(pd.DataFrame(rows))}\n\n{basis}\n"
 
 
 def _duration(hours):

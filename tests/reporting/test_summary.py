@@ -1,4 +1,4 @@
-"""Relative performance worked by hand, the closing text, and the report's safety."""
+"""Relative performance on small cases worked by hand, the closing text, and escaping in the report."""
 
 import json
 
@@ -13,7 +13,14 @@ from coincide.dataset.formats import open_dataset
 from coincide.dataset.manifest import build_manifest, rejected_table
 from coincide.reporting import figures
 from coincide.reporting.report import stage_times, write_report
-from coincide.reporting.summary import as_text, hardly_kept, headline, read_results, relative_performance, short_names
+from coincide.reporting.summary import (
+    as_text,
+    headline_table,
+    read_results,
+    relative_performance,
+    short_names,
+    underrepresented_sources,
+)
 
 MANIFEST = pd.DataFrame({"sample_id": list("abcdefghi"), "source": ["charts"] * 7 + ["signs"] * 2})
 
@@ -53,7 +60,7 @@ def test_relative_performance_worked_by_hand(summary):
     assert row.loc[("full", "average"), "relative_performance"] == pytest.approx(1)
 
 
-def test_tasks_the_full_model_did_not_learn_can_stay_out_of_the_average(tmp_path):
+def test_tasks_that_the_full_data_model_did_not_learn_are_left_out_of_the_average(tmp_path):
     paths = [
         results(tmp_path, "full", "1", {"a": 0.8, "b": 0.05}),
         results(tmp_path, "coincide", "0.2", {"a": 0.6, "b": 0.15}),
@@ -65,7 +72,7 @@ def test_tasks_the_full_model_did_not_learn_can_stay_out_of_the_average(tmp_path
         assert table.loc[("coincide", "average"), "score"] == pytest.approx(0.375)
 
 
-def test_where_lower_is_better_the_ratio_turns_round(tmp_path):
+def test_the_ratio_is_inverted_where_lower_is_better(tmp_path):
     paths = [
         results(tmp_path, "full", "1", {"a": 2.0}, higher=False),
         results(tmp_path, "coincide", "0.2", {"a": 4.0}, higher=False),
@@ -74,22 +81,22 @@ def test_where_lower_is_better_the_ratio_turns_round(tmp_path):
     assert table.loc[("coincide", "a"), "relative_performance"] == pytest.approx(0.5)
 
 
-def test_without_a_full_model_there_is_no_relative_performance(tmp_path):
+def test_without_a_full_data_model_there_is_no_relative_performance(tmp_path):
     table = relative_performance(read_results([results(tmp_path, "coincide", "0.2", {"a": 0.5})]))
     assert table["relative_performance"].isna().all()
-    figures.performance(table, tmp_path / "figure.svg")  # draws the scores themselves
+    figures.draw_performance(table, tmp_path / "figure.svg")  # draws the scores themselves
     assert (tmp_path / "figure.svg").stat().st_size > 5000
     assert "| coincide | 20.0% | – | 0.500 |" in as_text(table, rejected_table([]), MANIFEST, {}, report="r")
 
 
-def test_sources_hardly_kept_worked_by_hand():
+def test_underrepresented_sources_worked_by_hand():
     manifest = pd.DataFrame({"sample_id": [str(i) for i in range(40)], "source": ["a"] * 20 + ["b"] * 12 + ["c"] * 8})
     kept = manifest.iloc[[*range(15), *range(20, 23), 32, 33]]  # 20 of 40: 15/20, 3/12, 2/8
-    assert hardly_kept(manifest, kept).empty
+    assert underrepresented_sources(manifest, kept).empty
     kept = manifest.iloc[[*range(17), *range(20, 23)]]  # 17/20, 3/12, 0/8; an eighth is the limit
-    assert hardly_kept(manifest, kept).to_dict() == {"c": 0}
+    assert underrepresented_sources(manifest, kept).to_dict() == {"c": 0}
     kept = manifest.iloc[[*range(18), 20, 32]]  # 18/20, 1/12, 1/8, which is at the limit
-    assert hardly_kept(manifest, kept).to_dict() == {"b": pytest.approx(1 / 12)}
+    assert underrepresented_sources(manifest, kept).to_dict() == {"b": pytest.approx(1 / 12)}
 
 
 def test_the_closing_text_has_the_table_and_counts(summary):
@@ -104,11 +111,11 @@ def test_the_closing_text_has_the_table_and_counts(summary):
     )
     assert "| coincide | 20.0% | 87.5% | 0.400 |" in text
     assert text.index("full") < text.index("coincide") < text.index("random")
-    assert "coincide at 50.0% keeps hardly any of: signs (0.0%)." in text
+    assert "coincide at 50.0% keeps few samples of these sources: signs (0.0%)." in text
     assert "full at" not in text
-    assert "9 samples were offered for selection, 1 were set aside." in text
+    assert "9 usable samples, 1 rejected." in text
     assert "- 1 × missing image" in text
-    assert headline(summary).index.tolist() == [("full", 1.0), ("coincide", 0.2), ("random", 0.2)]
+    assert headline_table(summary).index.tolist() == [("full", 1.0), ("coincide", 0.2), ("random", 0.2)]
 
 
 def test_the_report_escapes_dataset_text_and_needs_no_network(summary, tmp_path):
@@ -116,15 +123,15 @@ def test_the_report_escapes_dataset_text_and_needs_no_network(summary, tmp_path)
     records = [make_record(i, image=i % 2 == 0) for i in range(20)]
     for i in range(0, 20, 2):
         Image.new("RGB", (9, 9), (12 * i, 0, 0)).save(tmp_path / f"folder/{i}.png")
-    evil = "<script>alert(1)</script>"
+    script = "<script>alert(1)</script>"
     for record in records:
-        record["conversations"][0]["value"] += evil
-        record["conversations"][1]["value"] = evil
+        record["conversations"][0]["value"] += script
+        record["conversations"][1]["value"] = script
     records[3]["id"] = '"><img src=x onerror=alert(1)>'
     (tmp_path / "data.json").write_text(json.dumps(records))
     dataset = open_dataset(tmp_path / "data.json")
     manifest, _ = build_manifest(dataset, tmp_path, Dataset(annotations="-", shards=1))
-    rejected = rejected_table([{"sample_id": evil, "position": 99, "reason": "missing image", "detail": evil}])
+    rejected = rejected_table([{"sample_id": script, "position": 99, "reason": "missing image", "detail": script}])
     clusters = pd.DataFrame(
         {"sample_id": manifest["sample_id"], "cluster": [i % 4 for i in range(20)], "similarity": 0.5}
     )
@@ -133,10 +140,10 @@ def test_the_report_escapes_dataset_text_and_needs_no_network(summary, tmp_path)
     )
     coreset = clusters.head(4).assign(rank=range(4), score=1.0)
     drawn = {name: tmp_path / f"{name}.svg" for name in ("performance", "budgets", "sources", "similarity")}
-    figures.performance(summary, drawn["performance"])
-    figures.budgets(stats, drawn["budgets"])
-    figures.sources(manifest, [("coincide", "0.2", coreset), ("full", "1", clusters)], drawn["sources"])
-    figures.similarity(np.random.default_rng(0).normal(size=(4, 6)), drawn["similarity"])
+    figures.draw_performance(summary, drawn["performance"])
+    figures.draw_budgets(stats, drawn["budgets"])
+    figures.draw_sources(manifest, [("coincide", "0.2", coreset), ("full", "1", clusters)], drawn["sources"])
+    figures.draw_similarity(np.random.default_rng(0).normal(size=(4, 6)), drawn["similarity"])
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "benchmarks/clusters.tsv").write_text("s\th:m:s\tmax_rss\n2.5\t0:00:02\t120\n")
     write_report(
@@ -151,7 +158,7 @@ def test_the_report_escapes_dataset_text_and_needs_no_network(summary, tmp_path)
         images=tmp_path,
         figures=drawn,
         benchmarks=[tmp_path / "benchmarks"],
-        shared={evil: ["manifest"]},
+        shared={script: ["manifest"]},
         settings={"run": "x<y"},
     )
     page = (tmp_path / "report.html").read_text()
@@ -180,14 +187,14 @@ def test_stage_times_add_up_over_jobs(tmp_path):
     assert second["share"] == pytest.approx(0.2)
 
 
-def test_names_of_tasks_lose_what_all_begin_with():
+def test_short_names_drop_the_common_prefix():
     assert short_names(["mini_mix_digits_add", "mini_mix_digits_read"]) == ["add", "read"]
     assert short_names(["even_mix_chart", "even_mix_text_only"]) == ["chart", "text only"]
     assert short_names(["gqa", "vqav2_val"]) == ["gqa", "vqav2 val"]
     assert short_names(["mini_mix_pair"]) == ["mini mix pair"]
 
 
-def test_many_sources_are_drawn_as_the_largest_and_the_rest(tmp_path):
+def test_small_sources_are_combined_in_the_figure(tmp_path):
     manifest = pd.DataFrame({"sample_id": [str(i) for i in range(60)], "source": [f"s{i % 30}" for i in range(60)]})
-    figures.sources(manifest, [("coincide", "0.5", manifest[:30])], tmp_path / "sources.svg")
+    figures.draw_sources(manifest, [("coincide", "0.5", manifest[:30])], tmp_path / "sources.svg")
     assert "<!-- 11 others -->" in (tmp_path / "sources.svg").read_text()

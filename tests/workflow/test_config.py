@@ -113,14 +113,6 @@ def test_the_schema_is_the_committed_one():
     assert (REPO / "config/schema.json").read_text() == schema(), "run `make schema`"
 
 
-def test_conda_environments_have_the_pins_of_the_lock():
-    import runpy
-
-    tool = runpy.run_path(str(REPO / "envs/make_envs.py"))
-    for stage in tool["STAGES"]:
-        assert (REPO / "envs" / f"{stage}.yaml").read_text() == tool["environment"](stage), "run `make envs`"
-
-
 def test_every_rule_that_the_slurm_profile_names_is_there():
     profile = yaml.safe_load((REPO / "profiles/slurm/config.yaml").read_text())
     rules = "".join(path.read_text() for path in (REPO / "rules").glob("*.smk"))

@@ -128,7 +128,7 @@ def test_runs_share_what_they_can_and_one_that_fails_stops_no_other(finished, tm
     assert same
     assert (results / "sharp" / coreset).read_bytes() != (results / "plain" / coreset).read_bytes()
     page = (results / "sharp" / "report.html").read_text()
-    assert "Made in results/plain, and not counted here: activations, merge, clusters" in page
+    assert "Computed in results/plain, not counted here: activations, merge, clusters" in page
     text = subprocess.run(
         [sys.executable, "-m", "coincide.workflow.status", "results/sharp", "results/broken"],
         cwd=tmp_path,
