@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from test_finetune import killed_at, weights
+from finetuning import killed_at, weights
 
 import coincide
 from coincide.base.rows import Rows, members_by_cluster, unit_rows

@@ -1,7 +1,7 @@
 """Finetune the reference model on single clusters, and compare the gain on other clusters with their similarity.
 
-Reads the clusters, their centroids and the records of their samples. Writes a table of pairs of clusters, a text and a
-figure.
+Reads the clusters, their centroids, the records of their samples, and the activations (for the columns of the text
+blocks). Writes a table of pairs of clusters, a text and a figure.
 """
 
 from pathlib import Path
@@ -18,13 +18,13 @@ from coincide.base.files import replacing
 from coincide.base.tables import write_table
 from coincide.dataset.shards import read_samples
 from coincide.reporting import figures
-from coincide.study.transfer_check import as_text, between, check
+from coincide.study.transfer_check import as_text, check_transfer, relative_gains
 
 clusters = pd.read_parquet(snakemake.input.clusters)
 centroids = read_centroids(snakemake.input.centroids)
 if config.selection.blocks == "text":
     centroids = centroids[:, Activations(snakemake.input.activations).text_columns]
-pairs, found = check(
+pairs, result = check_transfer(
     read_samples(sorted(Path(snakemake.input.shards).glob("*.jsonl")), clusters["sample_id"]),
     snakemake.input.images,
     clusters,
@@ -32,7 +32,7 @@ pairs, found = check(
     config.reference_model.checkpoint,
     config.transfer_check,
 )
-figures.draw_transfer(between(pairs), found, snakemake.output.figure)
+figures.draw_transfer(relative_gains(pairs), result, snakemake.output.figure)
 write_table(pairs, snakemake.output.pairs)
 with replacing(snakemake.output.text) as path:
-    path.write_text(as_text(found))
+    path.write_text(as_text(result))

@@ -13,12 +13,12 @@ import pandas as pd
 
 from coincide.base.tables import clip_embeddings, write_table
 from coincide.dataset.formats import read_records
-from coincide.training.difficulty import difficulty
+from coincide.training.difficulty import measure_difficulty
 
 # records of a coreset are in the order of the dataset
 manifest = pd.read_parquet(snakemake.input.manifest, columns=["sample_id", "position"])
 sample_ids = manifest.sort_values("position")["sample_id"].to_numpy()
-table = difficulty(
+table = measure_difficulty(
     config.target_model,
     read_records(snakemake.input.records),
     sample_ids,

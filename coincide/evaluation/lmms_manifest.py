@@ -1,4 +1,4 @@
-"""How lmms-eval finds this project's model: the entry point in pyproject.toml names MANIFEST."""
+"""Registration of the batched model with lmms-eval: the entry point in pyproject.toml names MANIFEST."""
 
 from lmms_eval.models.registry_v2 import ModelManifest
 

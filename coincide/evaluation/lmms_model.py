@@ -1,47 +1,62 @@
-"""The batched model that lmms-eval runs; see the entry point in pyproject.toml."""
+"""The batched model that lmms-eval runs under the name "coincide" (see `coincide.evaluation.lmms_manifest`)."""
 
 import copy
 import json
+from typing import NamedTuple
 
 import torch
+from lmms_eval.api.instance import Instance
 from lmms_eval.models.simple.llava_hf import DEFAULT_IMAGE_TOKEN, LlavaHf
 
 from coincide.base.progress import Progress
 from coincide.models.chat import to_messages
 
 
+class _Question(NamedTuple):
+    position: int  # in the list of requests
+    prompt: str
+    request: Instance
+
+
 class BatchedLlava(LlavaHf):
     """lmms-eval's llava_hf with batches, and with questions that have no image.
 
-    A batch holds questions of one length in tokens and one number of images, so nothing is padded
-    and the answers are those of batch size 1.
+    The questions of a batch have the same length in tokens, image sizes and generation options. Nothing is padded,
+    so the answers are those of batch size 1.
     """
 
-    def generate_until(self, requests):
-        """Answer lmms-eval's requests, in their order."""
-        jobs = {}
-        for index, request in enumerate(requests):
-            context, options, doc_to_visual, doc_id, task, split = request.args
-            visuals = doc_to_visual(self.task_dict[task][split][doc_id])
-            text = self._prompt(context, len(visuals))
-            tokens = len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-            # Images of one size each, since the number of visual tokens may follow from the size.
-            key = (tokens, tuple(v.size for v in visuals), json.dumps(options, sort_keys=True, default=str))
-            jobs.setdefault(key, []).append((index, text, request))
-        answers = [None] * len(requests)
+    def generate_until(self, requests: list[Instance]) -> list[str]:
+        """Answers to lmms-eval's requests, in the order of the requests."""
+        groups: dict[tuple, list[_Question]] = {}
+        for position, request in enumerate(requests):
+            context, options = request.args[:2]
+            images = self._images(request)
+            prompt = self._prompt(context, len(images))
+            tokens = len(self.tokenizer(prompt, add_special_tokens=False)["input_ids"])
+            # The number of visual tokens may depend on the size of an image.
+            sizes = tuple(image.size for image in images)
+            key = (tokens, sizes, json.dumps(options, sort_keys=True, default=str))
+            groups.setdefault(key, []).append(_Question(position, prompt, request))
+        answers = [""] * len(requests)
         progress = Progress(len(requests), "answering", unit="questions")
-        for key in sorted(jobs, key=lambda k: (-k[0], k[1:])):
-            for start in range(0, len(jobs[key]), self.batch_size):
-                batch = jobs[key][start : start + self.batch_size]
-                for (index, text, request), answer in zip(batch, self._answer(batch)):
-                    answers[index] = answer
-                    self.cache_hook.add_partial("generate_until", (text, request.args[1]), answer)
+        # The longest questions first: if memory runs out, it does so at the start.
+        for key in sorted(groups, key=lambda key: (-key[0], key[1:])):
+            for start in range(0, len(groups[key]), self.batch_size):
+                batch = groups[key][start : start + self.batch_size]
+                for question, answer in zip(batch, self._answer(batch)):
+                    answers[question.position] = answer
+                    cache_key = (question.prompt, question.request.args[1])
+                    self.cache_hook.add_partial("generate_until", cache_key, answer)
                 progress.update(len(batch))
         progress.close()
         return answers
 
+    def _images(self, request):
+        _, _, doc_to_visual, doc_id, task, split = request.args
+        return doc_to_visual(self.task_dict[task][split][doc_id])
+
     def _prompt(self, context, images):
-        # The same rendering as in training: the processor's own template, images as parts of the turn.
+        # Rendered as in training: by the processor's own template, with the images as content of the turn.
         if DEFAULT_IMAGE_TOKEN not in context:
             context = " ".join([DEFAULT_IMAGE_TOKEN] * images) + "\n" + context
         messages = to_messages([{"from": "human", "value": context}])
@@ -49,18 +64,16 @@ class BatchedLlava(LlavaHf):
         return self._image_processor.apply_chat_template(messages, add_generation_prompt=True, **options)
 
     def _answer(self, batch):
-        visuals = []
-        for _, _, request in batch:
-            _, _, doc_to_visual, doc_id, task, split = request.args
-            visuals += doc_to_visual(self.task_dict[task][split][doc_id])
-        options = copy.deepcopy(batch[0][2].args[1])
-        until = options.pop("until", None) or []
-        texts = [text for _, text, _ in batch]
+        """Answers to a batch of questions that have the same generation options."""
+        images = [image for question in batch for image in self._images(question.request)]
+        options = copy.deepcopy(batch[0].request.args[1])
+        prompts = [question.prompt for question in batch]
         bos = self.tokenizer.bos_token
         inputs = self._image_processor(
-            text=texts,
-            images=visuals or None,
-            add_special_tokens=not (bos and texts[0].startswith(bos)),
+            text=prompts,
+            images=images or None,
+            # A template that writes the beginning-of-sequence token itself must not get a second one.
+            add_special_tokens=not (bos and prompts[0].startswith(bos)),
             return_tensors="pt",
         ).to(self.device, self.model.dtype)
         sample = options.get("temperature", 0) > 0
@@ -77,6 +90,7 @@ class BatchedLlava(LlavaHf):
                 eos_token_id=self.eot_token_id,
             )
         answers = self.tokenizer.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        until = options.get("until") or []
         for stop in [until] if isinstance(until, str) else until:
             answers = [answer.split(stop)[0] for answer in answers]
         return [answer.strip() for answer in answers]

@@ -1,42 +1,44 @@
-"""Reading the results that lmms-eval writes."""
+"""Scores from the results that lmms-eval writes."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 from coincide.base.errors import UserError
 
 
 class EvaluationError(UserError):
-    """lmms-eval failed, or its results lack what was asked."""
+    """lmms-eval failed, or its results lack a score."""
 
 
-def read_scores(path):
-    """Scores in an lmms-eval results.json.
+def read_scores(path: Path | str) -> list[dict[str, Any]]:
+    """Scores in a results.json of lmms-eval.
 
-    The score of a task is its first metric in the task file's own list, as lmms-eval reports it.
+    The score of a task is its first metric, in the order of the task file.
 
     Returns:
-        list of dicts of task, metric, score, higher_is_better.
+        one dict per task: task, metric, score (float, as lmms-eval reports it), higher_is_better.
 
     Raises:
-        EvaluationError: a task without a score.
+        EvaluationError: a task has no score.
     """
     report = json.loads(Path(path).read_text())
     rows = []
     for task, values in report["results"].items():
-        if task in report.get("group_subtasks", {}) and report["group_subtasks"][task]:
-            continue  # a group's own line
-        metrics = report["configs"][task]["metric_list"]
-        metric = metrics[0]["metric"]
-        score = next((v for k, v in values.items() if k.split(",")[0] == metric and isinstance(v, int | float)), None)
+        if report.get("group_subtasks", {}).get(task):
+            continue  # the row of a group; its tasks have rows of their own
+        first_metric = report["configs"][task]["metric_list"][0]
+        name = first_metric["metric"]
+        # Keys are "metric,filter"; the standard error has another name, and may be the string "N/A".
+        score = next((v for k, v in values.items() if k.split(",")[0] == name and isinstance(v, int | float)), None)
         if score is None:
-            raise EvaluationError(f"{path} has no {metric} of task {task}")
+            raise EvaluationError(f"{path}: no {name} for task {task}")
         rows.append(
             {
                 "task": task,
-                "metric": metric,
+                "metric": name,
                 "score": float(score),
-                "higher_is_better": bool(metrics[0].get("higher_is_better", True)),
+                "higher_is_better": bool(first_metric.get("higher_is_better", True)),
             }
         )
     return rows

@@ -188,7 +188,7 @@ def draw_transfer(pairs: pd.DataFrame, correlation: Mapping[str, float], path: s
     """Gain of each pair of clusters against the cosine similarity of their centroids, with a fitted line.
 
     Args:
-        pairs: table of `coincide.study.transfer_check.between`.
+        pairs: table of `coincide.study.transfer_check.relative_gains`.
         correlation: result of `coincide.study.transfer_check.correlation`.
     """
     cosine, gain = pairs["cosine"], pairs["gain"]

@@ -1,12 +1,12 @@
-"""Difficulty of samples by a scoring network trained along with a model (Self-Filter, Chen et al. 2024).
+"""Difficulty of samples, from a scoring network that is trained with a model (Self-Filter, Chen et al. 2024).
 
-Stage 1 of the paper, in its CLIP setting: the target model is finetuned on everything, and a linear scoring
-network over each sample's CLIP embeddings weighs the losses of a batch. What stays hard for the model
-comes to weigh little: difficulty is the negative score.
+Stage 1 of the paper, in its CLIP setting: the target model is finetuned on all samples, and a linear scoring
+network over their CLIP embeddings weights the losses of a batch. Samples that stay difficult for the model end
+up with small weights: difficulty is the negative score.
 """
 
-import logging
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,33 +14,42 @@ import pandas as pd
 from safetensors.torch import load_file
 
 from coincide.base.files import replacing
+from coincide.base.sections import TargetModel
 from coincide.training.finetune import finetune
 from coincide.training.trainers import SCORING_NETWORK
 
-log = logging.getLogger(__name__)
 
-
-def difficulty(target, records, sample_ids, embeddings, images, *, seed, checkpoints):
-    """Table of sample_id, difficulty. A run that was killed goes on from its last checkpoint.
+def measure_difficulty(
+    target: TargetModel,
+    records: Sequence[dict],
+    sample_ids: Sequence[str],
+    embeddings: np.ndarray,
+    images: Path | str,
+    *,
+    seed: int,
+    checkpoints: Path | str,
+) -> pd.DataFrame:
+    """Table of sample_id and difficulty. An interrupted measurement resumes from its last checkpoint.
 
     Args:
-        target: TargetModel section of the config; the model is trained along and not kept.
-        records: list of n LLaVA records.
-        sample_ids: list of n names.
-        embeddings: (n, e) CLIP embeddings, image and text.
+        target: TargetModel section of the config; the trained model is not kept.
+        records: n LLaVA records.
+        sample_ids: n sample ids.
+        embeddings: (n, e) CLIP embeddings of image and text.
         images: folder that image names are relative to.
         seed: of the training.
-        checkpoints: folder for what a later start goes on from; the caller removes it once the table is written.
+        checkpoints: folder for what an interrupted measurement resumes from; the caller removes it after writing
+            the table.
 
     Raises:
-        ValueError: as many records as embeddings are needed.
+        ValueError: records, sample_ids and embeddings differ in number.
     """
     if not len(records) == len(sample_ids) == len(embeddings):
         raise ValueError(f"{len(records)} records, {len(sample_ids)} sample ids, {len(embeddings)} embeddings")
     checkpoints = Path(checkpoints)
     checkpoints.mkdir(parents=True, exist_ok=True)
     features = checkpoints / "features.npy"
-    with replacing(features) as part, open(part, "wb") as file:
+    with replacing(features) as temporary, open(temporary, "wb") as file:
         np.save(file, np.ascontiguousarray(embeddings), allow_pickle=False)
     trained = checkpoints / "trained"
     finetune(

@@ -1,7 +1,8 @@
-"""What finetuning does beyond transformers' Trainer: a learning rate of the projector's own, weights of samples."""
+"""Extensions of transformers' Trainer: a learning rate for the projector, and weights of the samples of a batch."""
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,89 +12,120 @@ from torch import distributed
 from torch.nn.functional import cross_entropy
 from transformers import Trainer, TrainerCallback
 
+from coincide.base.errors import UserError
+from coincide.training.collator import IGNORED_LABEL, ROWS
+
+# Names of the projector in the families' models. `Lora.modules_to_save` in coincide/base/sections.py names LLaVA's
+# a second time: keep the two in agreement.
 PROJECTOR = re.compile(r"multi_modal_projector|mm_projector|connector|visual\.merger|mlp1")
-ROWS = "rows"  # of the samples of a batch, where the trainer asks for them
 SCORING_NETWORK = "scoring_network.safetensors"
 
 
-class ProjectorTrainer(Trainer):
-    """A Trainer with a learning rate of its own for the projector, whatever the family calls it."""
+class TrainingError(UserError):
+    """Training settings that do not fit the model or the method."""
 
-    def __init__(self, *, projector_learning_rate, **options):
+
+class ProjectorTrainer(Trainer):
+    """A Trainer with a separate learning rate for the projector.
+
+    Args:
+        projector_learning_rate: peak learning rate of the projector; None: that of all other weights.
+        options: of transformers' Trainer.
+    """
+
+    def __init__(self, *, projector_learning_rate: float | None, **options: Any) -> None:
         super().__init__(**options)
         self.projector_learning_rate = projector_learning_rate
 
-    def create_optimizer(self, *arguments, **options):
-        """The optimizer, the projector's weights in groups of their own."""
+    def create_optimizer(self, *arguments: Any, **options: Any) -> torch.optim.Optimizer:
+        """The optimizer, with the projector's weights in separate parameter groups.
+
+        Raises:
+            TrainingError: the model has no projector.
+        """
         if self.optimizer is not None or self.projector_learning_rate is None:
             return super().create_optimizer(*arguments, **options)
-        super().create_optimizer(*arguments, **options)
-        own = {id(p) for name, p in self.model.named_parameters() if PROJECTOR.search(name)}
-        if not own:
-            raise ValueError(f"no layer of {type(self.model).__name__} is a projector: unset projector_learning_rate")
-        for group in list(self.optimizer.param_groups):
-            mine = [p for p in group["params"] if id(p) in own]
-            group["params"] = [p for p in group["params"] if id(p) not in own]
-            if mine:
-                self.optimizer.add_param_group({**group, "params": mine, "lr": self.projector_learning_rate})
-        return self.optimizer
+        optimizer = super().create_optimizer(*arguments, **options)
+        assert self.model is not None
+        projector_ids = {id(p) for name, p in self.model.named_parameters() if PROJECTOR.search(name)}
+        if not projector_ids:
+            raise TrainingError(
+                f"no projector found in {type(self.model).__name__}; set training.projector_learning_rate to null"
+            )
+        for group in list(optimizer.param_groups):
+            projector = [p for p in group["params"] if id(p) in projector_ids]
+            group["params"] = [p for p in group["params"] if id(p) not in projector_ids]
+            if projector:
+                optimizer.add_param_group({**group, "params": projector, "lr": self.projector_learning_rate})
+        return optimizer
 
 
 class ScoringTrainer(ProjectorTrainer):
-    """A Trainer in which a scoring network weighs the samples of a batch (Chen et al. 2024, section 3.2).
+    """A Trainer in which a scoring network weights the samples of a batch (Chen et al. 2024, section 3.2).
 
-    The network is linear in the features, without bias. Weights are the softmax of its scores over the
-    batch, of all processes together, times its size; model and network lower the weighed loss together, so
-    that samples which stay hard come to weigh little.
+    The network is linear in the features, without bias. The weights are the softmax of its scores over the
+    batch of all processes, times the batch size. Model and network both minimise the weighted loss, so samples
+    that stay difficult end up with small weights.
 
     Args:
-        features: (n, e) array, a row a record.
+        features: (n, e) array, one row per record.
         options: of `ProjectorTrainer`.
+
+    Raises:
+        TrainingError: a batch of one sample, whose weight is always 1.
     """
 
-    def __init__(self, *, features, **options):
+    def __init__(self, *, features: np.ndarray, **options: Any) -> None:
         super().__init__(**options)
-        together = self.args.per_device_train_batch_size * max(self.args.world_size, 1)
-        if together < 2:
-            raise ValueError(
-                "the scoring network weighs the samples of a batch against each other: "
-                "training.batch_size must be 2 or more"
+        global_batch_size = self.args.per_device_train_batch_size * max(self.args.world_size, 1)
+        if global_batch_size < 2:
+            raise TrainingError(
+                "training.batch_size must be 2 or more: the scoring network weights the samples of a batch "
+                "against each other"
             )
-        self.model_accepts_loss_kwargs = False  # the mean below is over each batch's own tokens
+        self.model_accepts_loss_kwargs = False  # `compute_loss` averages over the tokens of each batch
         self.features = features
         self.network = torch.nn.Linear(features.shape[1], 1, bias=False, device=self.args.device)
-        with torch.no_grad():  # the same in all processes, and untouched by what was drawn before
-            own = torch.Generator().manual_seed(self.args.seed)
+        with torch.no_grad():  # a separate generator: the same weights in all processes
+            generator = torch.Generator().manual_seed(self.args.seed)
             bound = features.shape[1] ** -0.5
-            self.network.weight.copy_(torch.empty(self.network.weight.shape).uniform_(-bound, bound, generator=own))
-        # apart from the model's, which may be sharded
+            weight = torch.empty(self.network.weight.shape).uniform_(-bound, bound, generator=generator)
+            self.network.weight.copy_(weight)
+        # A separate optimizer, because the model's may be sharded.
         self.network_optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=self.args.learning_rate, weight_decay=0.0
         )
         self.add_callback(_NetworkSteps(self))
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Mean over the answer tokens of a batch of weight x loss."""
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        """Mean over the answer tokens of a batch of sample weight × token loss."""
         rows, labels = inputs.pop(ROWS), inputs.pop("labels")
         outputs = model(**inputs)
         features = np.asarray(self.features[rows.cpu().numpy()], np.float32)
         logits, labels = outputs.logits[:, :-1].float(), labels[:, 1:]
         losses = cross_entropy(logits.transpose(1, 2), labels, reduction="none")
         weights = batch_weights(self.scores(torch.from_numpy(features).to(losses.device)))
-        loss = (weights[:, None] * losses).sum() / (labels != -100).sum().clamp(min=1)
+        loss = (weights[:, None] * losses).sum() / (labels != IGNORED_LABEL).sum().clamp(min=1)
         return (loss, outputs) if return_outputs else loss
 
-    def scores(self, features):
-        """(n,) float32 scores of (n, e) features, in float32 whatever the training's arithmetic."""
+    def scores(self, features: torch.Tensor) -> torch.Tensor:
+        """(n,) float32 scores of (n, e) features; float32 also where training computes in half precision."""
         return (features * self.network.weight).sum(dim=1)
 
-    def step_network(self):
-        """One step of the network with the gradients of all processes, at the schedule's learning rate."""
+    def step_network(self) -> None:
+        """One step of the network with the gradients of all processes, at the scheduled learning rate."""
         gradient = self.network.weight.grad
+        assert gradient is not None
         if self.args.world_size > 1:
             distributed.all_reduce(gradient)
             gradient /= self.args.world_size
-        if self.accelerator.scaler is not None:  # float16: losses were scaled up
+        if self.accelerator.scaler is not None:  # float16: the loss was scaled up
             gradient /= self.accelerator.scaler.get_scale()
         if gradient.isfinite().all():
             for group in self.network_optimizer.param_groups:
@@ -104,29 +136,35 @@ class ScoringTrainer(ProjectorTrainer):
     def _save(self, output_dir=None, state_dict=None):
         super()._save(output_dir, state_dict)
         if self.args.should_save:
-            state = self.network_optimizer.state.get(self.network.weight, {})
-            tensors = {"weight": self.network.weight.detach(), **state}
+            optimizer_state = self.network_optimizer.state.get(self.network.weight, {})
+            tensors = {"weight": self.network.weight.detach(), **optimizer_state}
             save_file(tensors, Path(output_dir or self.args.output_dir) / SCORING_NETWORK)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        state = load_file(Path(resume_from_checkpoint) / SCORING_NETWORK, device=str(self.args.device))
+        tensors = load_file(Path(resume_from_checkpoint) / SCORING_NETWORK, device=str(self.args.device))
         with torch.no_grad():
-            self.network.weight.copy_(state.pop("weight"))
-        if state:
-            self.network_optimizer.state[self.network.weight] = {**state, "step": state["step"].cpu()}
+            self.network.weight.copy_(tensors.pop("weight"))
+        if tensors:
+            self.network_optimizer.state[self.network.weight] = {**tensors, "step": tensors["step"].cpu()}
 
 
-def batch_weights(scores):
-    """(b,) softmax of the scores over the batch of all processes, times its size."""
+def batch_weights(scores: torch.Tensor) -> torch.Tensor:
+    """(b,) weights of this process's samples: softmax of the scores over the batch of all processes, times its size.
+
+    Args:
+        scores: (b,) scores of this process's samples.
+    """
     if not (distributed.is_initialized() and distributed.get_world_size() > 1):
         return torch.softmax(scores, dim=0) * len(scores)
-    every = torch.cat(torch.distributed.nn.all_gather(scores))
+    all_scores = torch.cat(torch.distributed.nn.all_gather(scores))
     start = distributed.get_rank() * len(scores)
-    return (torch.softmax(every, dim=0) * len(every))[start : start + len(scores)]
+    return (torch.softmax(all_scores, dim=0) * len(all_scores))[start : start + len(scores)]
 
 
 class _NetworkSteps(TrainerCallback):
+    """Steps the scoring network whenever the Trainer steps the model."""
+
     def __init__(self, trainer):
         self.trainer = trainer
 
