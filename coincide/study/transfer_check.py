@@ -13,8 +13,9 @@ import pandas as pd
 import torch
 from scipy import stats
 
+from coincide.base.clustered_rows import members_by_cluster
 from coincide.base.progress import Progress
-from coincide.base.rows import members_by_cluster, unit_rows
+from coincide.base.rows import unit_rows
 from coincide.base.sections import Training
 from coincide.models.loading import load_model, placed
 from coincide.study.comparison import interval
@@ -41,7 +42,7 @@ def choose_clusters(labels, *, clusters, samples, seed):
         ValueError: fewer than three such clusters.
     """
     rng = np.random.default_rng(seed)
-    members = members_by_cluster(labels, labels.max() + 1)
+    members = members_by_cluster(labels)
     large = [c for c, rows in enumerate(members) if len(rows) >= 2 * samples]
     if len(large) < 3:
         raise ValueError(
