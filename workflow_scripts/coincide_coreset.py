@@ -10,8 +10,8 @@ config = start(snakemake)
 import pandas as pd
 
 from coincide.base.tables import coreset_table, write_table
+from coincide.selection.budget import scores_of
 from coincide.selection.picks import rank_picks
-from coincide.selection.select import scores_of
 
 clusters, shares = pd.read_parquet(snakemake.input.clusters), pd.read_parquet(snakemake.input.shares)
 labels = clusters["cluster"].to_numpy()

@@ -97,7 +97,7 @@ class ClusteredRows:
             function: takes the number of a cluster and the (n, d) rows of its members; a
                 `BatchedFunction` where device is not "cpu".
             clusters: (m,) clusters; default: all.
-            device: "cpu", or a torch device.
+            device: "cpu" for threads, or a torch device for batches ("cpu:0" processes batches on the CPU).
             description: what is computed, for the progress.
 
         Returns:

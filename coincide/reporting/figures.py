@@ -12,6 +12,7 @@ from matplotlib.ticker import FuncFormatter
 from coincide.base.files import replacing
 from coincide.base.rows import unit_rows
 from coincide.reporting.summary import AVERAGE, short_names
+from coincide.selection.budget import scores_of
 
 COLOURS = {"coincide": "#1f5fbf", "random": "#c2571a", "full": "#444444"}
 PERCENT = FuncFormatter(lambda value, _: f"{100 * value:.4g}%")
@@ -193,7 +194,7 @@ def budgets(cluster_stats, path):
     """Size of every cluster against its budget, coloured by its score, one panel a fraction."""
     columns = [column for column in cluster_stats if column.startswith("budget_")]
     figure, axes = plt.subplots(1, len(columns), figsize=(5 * len(columns) + 1, 4), squeeze=False, sharey=True)
-    score = cluster_stats["transferability"] / cluster_stats["density"]
+    score = scores_of(cluster_stats)
     for axis, column in zip(axes[0], columns):
         fraction = float(column.removeprefix("budget_"))
         shown = axis.scatter(cluster_stats["size"], cluster_stats[column], c=score, cmap="viridis", s=16, linewidth=0)

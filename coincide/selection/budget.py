@@ -1,15 +1,26 @@
-"""Shares of clusters and their budgets (paper section 3.3)."""
+"""Scores of clusters, their shares and their budgets (paper section 3.3)."""
+
+from __future__ import annotations
 
 import math
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def total_budget(fraction: float, n: int) -> int:
     """floor(fraction · n), exact in the decimal digits of `fraction` (0.29 of 100 is 29, not 28)."""
     return math.floor(Fraction(str(fraction)) * n)
+
+
+def scores_of(stats: pd.DataFrame) -> NDArray[np.float64]:
+    """(K,) score of each cluster: transferability / density, columns of a table with one row per cluster."""
+    return (stats["transferability"] / stats["density"]).to_numpy()
 
 
 def shares(scores: ArrayLike, *, temperature: float = 0.1) -> NDArray[np.float64]:

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from coincide.base.clustered_rows import ClusteredRows
 from coincide.base.rows import RowData
-from coincide.selection.budget import allocate, shares, total_budget
+from coincide.selection.budget import allocate, scores_of, shares, total_budget
 from coincide.selection.density import cluster_densities
 from coincide.selection.picks import pick_members
 from coincide.selection.transferability import transferability
@@ -102,11 +102,6 @@ def shares_table(
         }
     )
     return stats.assign(share=shares(scores_of(stats), temperature=temperature))
-
-
-def scores_of(stats: pd.DataFrame) -> NDArray[np.float64]:
-    """(K,) score of each cluster, transferability / density, from a table of `shares_table`."""
-    return (stats["transferability"] / stats["density"]).to_numpy()
 
 
 def budget_table(stats: pd.DataFrame, fraction: float, *, temperature: float = 0.1) -> pd.DataFrame:
