@@ -72,7 +72,7 @@ def allocate(scores: ArrayLike, sizes: ArrayLike, budget: int, *, temperature: f
     """
     scores, sizes = np.asarray(scores, dtype=np.float64), np.asarray(sizes, dtype=np.int64)
     if scores.shape != sizes.shape or scores.ndim != 1:
-        raise ValueError(f"scores {scores.shape} and sizes {sizes.shape} must be vectors of one length")
+        raise ValueError(f"scores {scores.shape} and sizes {sizes.shape} must be vectors of equal length")
     if budget < 0 or (sizes < 0).any():
         raise ValueError("budget and sizes must not be negative")
     if not np.isfinite(scores[sizes > 0]).all():

@@ -82,7 +82,7 @@ def angles(*degrees):
 
 
 def test_semdedup_worked_by_hand():
-    # one cluster, its centroid at about 20°: from the farthest 60°, 0°, 1°, 40°, 20°
+    # one cluster with its centroid at about 24°; members from the farthest: 60°, 0°, 1°, 40°, 20°
     x = angles(0, 1, 20, 40, 60)
     similarity = (x @ x.mean(axis=0)) / np.linalg.norm(x.mean(axis=0))
     expected = [np.cos(np.radians(d)) for d in (60, 1, 19, 20)]

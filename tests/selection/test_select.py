@@ -276,7 +276,7 @@ def test_budgets_with_scores_that_differ_by_a_hundred_orders():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (([1.0], [1, 2], 1), "one length"),
+        (([1.0], [1, 2], 1), "equal length"),
         (([1.0], [1], -1), "negative"),
         (([np.inf, 0.0], [1, 1], 1), "cluster 0"),
     ],
