@@ -1,9 +1,9 @@
-"""Time the picks against the published procedure, in one run: each candidate set evaluated anew at each pick.
+"""Time the picks against the published procedure, which re-evaluates each candidate set at each pick.
 
     .venv/bin/python bench/picks.py [--output bench/results/picks]
 
-Both begin with a cluster's kernel, which both need; "with the kernel" adds the time to compute it to
-both. The last line is one cluster of 20,000, in a process of its own for its peak memory.
+Both need the kernel of the cluster: the column "with the kernel" adds the time to compute it to both. The
+last line is a cluster of 20,000 members, in a separate process to measure its peak memory.
 """
 
 import json
@@ -22,9 +22,9 @@ GIANT = 20_000
 
 
 def published_picks(kernel, m):
-    """The published procedure: at each pick MMD² of every candidate set, anew from the kernel.
+    """The published procedure: at each pick, MMD² of every candidate set is computed from the kernel.
 
-    Both terms are taken over the members of each set: among themselves, and with the whole cluster.
+    Both terms are means over the members of each set: among themselves, and with the whole cluster.
     """
     picks = []
     for _ in range(m):
@@ -37,9 +37,9 @@ def published_picks(kernel, m):
 
 
 def giant():
-    """One large cluster: seconds and peak memory, less what the process held before."""
+    """Seconds and peak memory of one large cluster."""
     x = np.concatenate(list(rows_like_activations(GIANT, DIMENSION, 1)))
-    greedy_picks(ClusterKernel(x[:9000:4]), 3)  # compiled and loaded
+    greedy_picks(ClusterKernel(x[:9000:4]), 3)  # warm-up: compile and load
     seconds, picks = timed(lambda: greedy_picks(ClusterKernel(x), int(GIANT * FRACTION)))
     return {"members": GIANT, "picks": len(set(picks.tolist())), "seconds": seconds, "peak_bytes": peak_memory()}
 
@@ -47,7 +47,7 @@ def giant():
 def main():
     """Measure, print, write."""
     arguments = parser(__doc__)
-    arguments.add_argument("--giant", action="store_true", help="the large cluster alone")
+    arguments.add_argument("--giant", action="store_true", help="only the large cluster")
     options = arguments.parse_args()
     if options.giant:
         print(json.dumps(giant()))
@@ -57,23 +57,23 @@ def main():
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for n in SIZES:
         x, m = next(rows_like_activations(n, DIMENSION, 1, seed=n)), int(n * FRACTION)
-        building, kernel = best_of(lambda x=x: ClusterKernel(x))
-        theirs, expected = best_of(lambda kernel=kernel, m=m: published_picks(kernel.whole, m))
-        ours, picks = best_of(lambda kernel=kernel, m=m: greedy_picks(kernel, m))
+        kernel_seconds, kernel = best_of(lambda x=x: ClusterKernel(x))
+        published_seconds, expected = best_of(lambda kernel=kernel, m=m: published_picks(kernel.whole, m))
+        seconds, picks = best_of(lambda kernel=kernel, m=m: greedy_picks(kernel, m))
         row = {
             "members": n,
             "picks": m,
-            "published_s": theirs,
-            "ours_s": ours,
-            "kernel_s": building,
-            "ratio": theirs / ours,
-            "ratio_with_kernel": (theirs + building) / (ours + building),
+            "published_s": published_seconds,
+            "ours_s": seconds,
+            "kernel_s": kernel_seconds,
+            "ratio": published_seconds / seconds,
+            "ratio_with_kernel": (published_seconds + kernel_seconds) / (seconds + kernel_seconds),
             "same": picks.tolist() == expected.tolist(),
         }
         rows.append(row)
         print(
-            f"| {n} | {m} | {theirs:.4f} | {ours:.6f} | {row['ratio']:,.0f} | {row['ratio_with_kernel']:,.0f} "
-            f"| {row['same']} |",
+            f"| {n} | {m} | {published_seconds:.4f} | {seconds:.6f} "
+            f"| {row['ratio']:,.0f} | {row['ratio_with_kernel']:,.0f} | {row['same']} |",
             flush=True,
         )
     large = in_new_process(__file__, "--giant")
@@ -84,7 +84,7 @@ def main():
         figure, axis = plt.subplots(figsize=(5, 3.5), constrained_layout=True)
         axis.loglog(SIZES, [r["published_s"] for r in rows], "o-", label="published procedure")
         axis.loglog(SIZES, [r["ours_s"] for r in rows], "o-", label="running sums")
-        axis.set(xlabel="members of the cluster (a fifth picked)", ylabel="seconds, kernel given")
+        axis.set(xlabel="members of the cluster (a fifth picked)", ylabel="seconds, without the kernel")
         axis.set_xticks(SIZES, map(str, SIZES))
         axis.legend(frameon=False)
         return figure

@@ -17,10 +17,12 @@ import numpy as np
 from common import best_of, in_new_process, parser, peak_memory, rows_like_activations, timed, write
 
 from coincide.base.activation_store import ROW_GROUP, Activations, write_activations
+from coincide.base.clustered_rows import ClusteredRows
 from coincide.clustering.kmeans import spherical_kmeans
 from coincide.clustering.lloyd import int8_is_faster, multiply
 from coincide.selection.density import density
-from coincide.selection.select import add_budget, cluster_stats, pick_members
+from coincide.selection.picks import pick_members
+from coincide.selection.select import budget_table, shares_table
 from coincide.selection.transferability import transferability
 
 SIZES = (83_000, 166_000, 332_500, 665_000)
@@ -74,7 +76,8 @@ def warm_up(d):
     """Have everything compiled and loaded."""
     small = next(rows_like_activations(4000, d, 20))
     labels = spherical_kmeans(small, 20, iterations=5).labels
-    pick_members(small, labels, add_budget(cluster_stats(np.bincount(labels), [0.5] * 20, density(small, labels)), 0.2))
+    stats = shares_table(np.bincount(labels), np.full(20, 0.5), density(small, labels))
+    pick_members(ClusteredRows(small, labels), stats.assign(budget=budget_table(stats, 0.2)["budget"]))
 
 
 def product_rate(d, k):
@@ -95,8 +98,9 @@ def whole_selection(folder, n, k):
     seconds["transferability"], transfer = timed(transferability, clustering.centroids)
     seconds["density"], densities = timed(density, x, clustering.labels)
     sizes = np.bincount(clustering.labels, minlength=len(clustering.centroids))
-    stats = add_budget(cluster_stats(sizes, transfer, densities), FRACTION)
-    seconds["picks"], picks = timed(pick_members, x, clustering.labels, stats)
+    stats = shares_table(sizes, transfer, densities)
+    stats = stats.assign(budget=budget_table(stats, FRACTION)["budget"])
+    seconds["picks"], picks = timed(lambda: pick_members(ClusteredRows(x, clustering.labels), stats))
     assert len(set(picks.tolist())) == int(n * FRACTION)
     iterations = len(clustering.objective)
     return {

@@ -4,15 +4,18 @@ from importlib.util import find_spec
 from itertools import pairwise
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from finetuning import killed_at, weights
+from conftest import REPO
 
 import coincide
-from coincide.base.rows import Rows, members_by_cluster, unit_rows
+from coincide.base.clustered_rows import ClusteredRows
+from coincide.base.rows import Rows, unit_rows
 from coincide.clustering import lloyd_gpu as device_lloyd
 from coincide.clustering.lloyd_gpu import DeviceLloyd
-from coincide.selection import kernel_gpu as device_kernel
+from coincide.selection import kernel_gpu
+from coincide.selection.picks import pick_members
 
 pytestmark = [
     pytest.mark.gpu,
@@ -67,12 +70,13 @@ def test_density_picks_and_transferability_are_those_of_the_cpu(monkeypatch):
     x, rng = rows(2000, 64), np.random.default_rng(1)
     x = unit_rows(x.astype(np.float32)).astype(np.float16)
     labels = rng.integers(0, 30, len(x))
-    members = members_by_cluster(labels, 30)
-    budgets = np.array([len(m) // 5 for m in members])
-    monkeypatch.setattr(device_kernel, "BYTES", 7 * device_kernel._bytes(100, 64))
-    found = device_kernel.picks_on("cuda", Rows(x), members, budgets, gamma=1.0)
-    for own, m, budget in zip(found, members, budgets):
-        assert own.tolist() == coincide.greedy_mmd(x[m], budget).tolist()
+    clustered = ClusteredRows(x, labels)
+    budgets = clustered.sizes // 5
+    stats = pd.DataFrame({"share": -np.arange(30), "budget": budgets})  # picks in the order of the clusters
+    monkeypatch.setattr(kernel_gpu, "BATCH_BYTES", 7 * kernel_gpu.cluster_bytes(100, 64))
+    picks = np.split(pick_members(clustered, stats, device="cuda"), np.cumsum(budgets)[:-1])
+    for picked, members, budget in zip(picks, clustered.members, budgets):
+        assert picked.tolist() == members[coincide.greedy_mmd(x[members], budget)].tolist()
     np.testing.assert_allclose(coincide.density(x, labels, device="cuda"), coincide.density(x, labels), rtol=1e-12)
     centroids = rng.normal(size=(300, 64)) + 0.3
     on_device = coincide.transferability(centroids, device="cuda")
@@ -99,6 +103,9 @@ def test_activations_are_those_of_the_cpu(tiny_model, tiny_data, tmp_path, dtype
 
 
 def test_training_in_half_precision_goes_on_after_a_kill(tiny_model, tiny_data, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(REPO / "tests/training")
+    from test_finetune import killed_at, weights
+
     from coincide.base.sections import Training
     from coincide.training.finetune import finetune
 

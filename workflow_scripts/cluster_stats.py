@@ -1,6 +1,6 @@
-"""One table of everything known about each cluster, with its budget for each fraction.
+"""Statistics of each cluster, with its budget for each fraction.
 
-Reads the table of shares and the budgets of all fractions. Writes their columns side by side.
+Reads the table of shares and the budgets of all fractions. Writes their columns in one table, one row per cluster.
 """
 
 from coincide.workflow.job import start

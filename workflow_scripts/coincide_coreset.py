@@ -1,4 +1,4 @@
-"""The coreset of coincide: the picks of all clusters, those of the largest share first.
+"""Coreset of coincide: the picks of all clusters, in the order of the shares, the largest first.
 
 Reads the shares, the clusters and the picks of all groups of clusters. Writes coreset.parquet.
 """
@@ -10,7 +10,8 @@ config = start(snakemake)
 import pandas as pd
 
 from coincide.base.tables import coreset_table, write_table
-from coincide.selection.select import rank_picks, scores_of
+from coincide.selection.budget import scores_of
+from coincide.selection.picks import rank_picks
 
 clusters, shares = pd.read_parquet(snakemake.input.clusters), pd.read_parquet(snakemake.input.shares)
 labels = clusters["cluster"].to_numpy()

@@ -11,7 +11,7 @@ import shutil
 
 import pandas as pd
 
-from coincide.base.tables import clip_embeddings, write_table
+from coincide.base.tables import read_clip_embeddings, write_table
 from coincide.dataset.formats import read_records
 from coincide.training.difficulty import measure_difficulty
 
@@ -22,7 +22,7 @@ table = measure_difficulty(
     config.target_model,
     read_records(snakemake.input.records),
     sample_ids,
-    clip_embeddings(snakemake.input.clip_scores, sample_ids),
+    read_clip_embeddings(snakemake.input.clip_scores, sample_ids),
     snakemake.input.images,
     seed=config.selection.seed,
     checkpoints=snakemake.params.checkpoints,

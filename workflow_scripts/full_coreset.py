@@ -1,4 +1,4 @@
-"""The full data as a coreset: relative performance is measured against a model that is finetuned on it.
+"""Coreset of the full data, for the finetuned model that relative performance is measured against.
 
 Reads the manifest. Writes coreset.parquet.
 """
@@ -13,5 +13,5 @@ import pandas as pd
 from coincide.base.tables import coreset_table, write_table
 
 samples = pd.read_parquet(snakemake.input.manifest, columns=["sample_id"])
-samples["cluster"] = pd.array([None] * len(samples), "Int32")  # the full data does not wait for the clusters
+samples["cluster"] = pd.array([None] * len(samples), "Int32")  # independent of the clusters
 write_table(coreset_table(samples, np.arange(len(samples)), np.zeros(len(samples))), snakemake.output[0])

@@ -1,6 +1,6 @@
-"""Share of each cluster in the coreset: the softmax of transferability / density.
+"""Share of each cluster in the coreset: softmax of transferability / density.
 
-Reads the sizes, transferability and density of the clusters. Writes cluster, size, transferability, density, share.
+Reads the centroids (for the sizes), transferability and density. Writes cluster, size, transferability, density, share.
 """
 
 from coincide.workflow.job import start

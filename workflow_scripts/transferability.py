@@ -1,6 +1,6 @@
-"""Transferability of every cluster.
+"""Transferability of each cluster.
 
-Reads the centroids. Writes cluster and transferability.
+Reads the centroids and, for their layout, the metadata of the activations. Writes cluster and transferability.
 """
 
 from coincide.workflow.job import start
@@ -10,7 +10,7 @@ config = start(snakemake)
 from coincide.base.activation_store import Activations
 from coincide.base.centroids import read_centroids
 from coincide.base.devices import pick_device
-from coincide.base.tables import column_table, write_table
+from coincide.base.tables import cluster_table, write_table
 from coincide.selection.transferability import transferability
 
 activations = Activations(snakemake.input.activations)
@@ -20,4 +20,4 @@ values = transferability(
     exclude_above=config.selection.exclude_above,
     device=pick_device(config.selection.device),
 )
-write_table(column_table("transferability", values), snakemake.output[0])
+write_table(cluster_table("transferability", values), snakemake.output[0])

@@ -1,33 +1,38 @@
-"""The tables that stages hand on to each other, as DESIGN.md lists their columns."""
+"""Reading and writing the tables that stages exchange (docs/artefacts.md lists their columns)."""
+
+from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike, NDArray
 
 from coincide.base.files import replacing
 
 
-def write_table(table, path):
-    """Write a table as Parquet, whole or not at all."""
-    with replacing(path) as part:
-        table.to_parquet(part, index=False)
+def write_table(table: pd.DataFrame, path: Path | str) -> None:
+    """Write a table as Parquet, atomically."""
+    with replacing(path) as temporary:
+        table.to_parquet(temporary, index=False)
 
 
-def column_table(name, values, clusters=None):
-    """cluster, and one value of each; all clusters, or those named."""
+def cluster_table(column: str, values: Sequence | NDArray, clusters: ArrayLike | None = None) -> pd.DataFrame:
+    """Table of cluster and a column with one value per cluster; `clusters` defaults to 0..K-1."""
     clusters = np.arange(len(values)) if clusters is None else clusters
-    return pd.DataFrame({"cluster": np.asarray(clusters, np.int32), name: values})
+    return pd.DataFrame({"cluster": np.asarray(clusters, np.int32), column: values})
 
 
-def coreset_table(clusters, indices, scores):
-    """sample_id, rank, cluster, score of the picked rows, in their order.
+def coreset_table(clusters: pd.DataFrame, indices: NDArray, scores: ArrayLike) -> pd.DataFrame:
+    """Table of sample_id, rank, cluster and score of the selected rows, in their order.
 
     Args:
-        clusters: the clusters table.
-        indices: (B,) rows picked.
-        scores: (n,) the number that the method ranks by: for coincide transferability / density of
-            the sample's cluster.
+        clusters: table with columns sample_id and cluster, one row per sample.
+        indices: (B,) selected rows.
+        scores: (n,) numbers that the method ranks by; for coincide, transferability / density of each
+            sample's cluster.
     """
     return pd.DataFrame(
         {
@@ -39,26 +44,27 @@ def coreset_table(clusters, indices, scores):
     )
 
 
-def coreset_positions(coreset, manifest):
-    """Rows of the dataset that a coreset keeps, ascending: (B,) int64."""
+def coreset_positions(coreset: pd.DataFrame, manifest: pd.DataFrame) -> NDArray[np.int64]:
+    """(B,) rows of the dataset that a coreset keeps, ascending."""
     return np.sort(manifest.loc[manifest["sample_id"].isin(coreset["sample_id"]), "position"].to_numpy())
 
 
-def of_samples(paths, column, sample_ids):
-    """A column of tables of shards, in the order of sample ids: Series; missing where no table has a sample."""
+def read_column(paths: Iterable[Path | str], column: str, sample_ids: Sequence | pd.Series) -> pd.Series:
+    """A column of several tables, in the order of the sample ids; a sample that no table contains is missing."""
     table = pd.concat([pd.read_parquet(path, columns=["sample_id", column]) for path in paths])
     return table.set_index("sample_id")[column].reindex(sample_ids)
 
 
-def clip_embeddings(paths, sample_ids):
-    """(n, e) float16 CLIP vectors of samples (see `coincide.extraction.clip`), from the tables of all shards."""
-    return np.frombuffer(b"".join(of_samples(paths, "embedding", sample_ids)), "<f2").reshape(len(sample_ids), -1)
+def read_clip_embeddings(paths: Iterable[Path | str], sample_ids: Sequence | pd.Series) -> NDArray[np.float16]:
+    """(n, e) CLIP embeddings (see `coincide.extraction.clip`) from the tables of all shards."""
+    column = read_column(paths, "embedding", sample_ids)
+    return np.frombuffer(b"".join(column), "<f2").reshape(len(sample_ids), -1)
 
 
-def write_records(records, path):
-    """Write an iterable of records as a JSON list, one at a time; returns how many."""
+def write_records(records: Iterable[dict], path: Path | str) -> int:
+    """Write records as a JSON list, one at a time and atomically; returns their number."""
     count = 0
-    with replacing(path) as part, open(part, "w", encoding="utf-8") as file:
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         file.write("[")
         for record in records:
             file.write(",\n" if count else "\n")

@@ -1,70 +1,78 @@
-"""Self-Filter (Chen et al. 2024): the samples that stay hard while the target model learns, unlike each other.
+"""Self-Filter (Chen et al. 2024): the samples that stay hard while the target model learns, with diversity.
 
-Difficulty is read off a scoring network that is trained along with the target model on everything
-(`coincide.training.difficulty`), as a rule the dearest part of a comparison.
+Difficulty comes from a scoring network that is trained with the target model on the full data
+(`coincide.training.difficulty`), usually the most expensive step of a comparison.
 """
 
 import heapq
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from coincide.base.rows import unit_rows
 from coincide.selection.ranking import nearest
 
+if TYPE_CHECKING:
+    from coincide.methods._inputs import MethodInputs
+
 NEEDS = ("clip_scores", "difficulty")
-AHEAD = 8  # times as many neighbours are looked up at first, as those picked no longer count
+LOOKUP_FACTOR = 8  # times `neighbours` are looked up in advance, since picked samples no longer count
 
 
-def picks(
-    tables,
-    count,
+def pick(
+    inputs: "MethodInputs",
+    count: int,
     *,
-    seed,
+    seed: int,
     neighbours: Annotated[int, Field(ge=1)] = 10,
     gamma: Annotated[float, Field(ge=0)] = 1.0,
-):
-    """The hardest first, each of which makes its neighbours count as easier; see `unlike`."""
-    unit = unit_rows(np.asarray(tables.clip_embeddings, np.float32))
-    return unlike(tables.difficulty, unit, count, neighbours, gamma), tables.difficulty
+) -> tuple[NDArray, NDArray]:
+    """Keep the hardest samples under a diversity penalty; see `pick_diverse`."""
+    unit = unit_rows(np.asarray(inputs.clip_embeddings, np.float32))
+    return pick_diverse(inputs.difficulty, unit, count, neighbours, gamma), inputs.difficulty
 
 
-def unlike(difficulty, unit, count, neighbours, gamma):
+def pick_diverse(
+    difficulty: NDArray[np.float64], unit: NDArray[np.float32], count: int, neighbours: int, gamma: float
+) -> NDArray[np.int64]:
     """Picks with the diversity penalty of the published code.
 
-    Count times: the sample with the largest difficulty d_i is picked (ties: the first); of the others not
-    yet picked, d_j falls by γ d_i cos(i, j)² for those nearest to it. Where d_i is below zero it rises.
+    Count times: pick the sample i with the largest difficulty d (ties: the first row); then, for the
+    samples j nearest to it among those not yet picked, subtract γ d_i cos(i, j)² from d_j. Where d_i
+    is negative, this increases d_j.
 
     Args:
         difficulty: (n,) d.
         unit: (n, e) CLIP embeddings, unit rows.
-        count: samples to pick.
-        neighbours: how many the penalty meets.
-        gamma: γ.
+        count: number of samples to pick.
+        neighbours: number of nearest samples that are penalised.
+        gamma: weight γ of the penalty.
 
     Returns:
         (count,) rows in the order picked.
     """
-    d, left = np.array(difficulty, np.float64), np.ones(len(difficulty), bool)
-    squared, index = nearest(unit, AHEAD * neighbours)
+    d, available = np.array(difficulty, np.float64), np.ones(len(difficulty), bool)
+    squared, index = nearest(unit, LOOKUP_FACTOR * neighbours)
     heap = [(-value, i) for i, value in enumerate(d)]
     heapq.heapify(heap)
-    order = []
+    order: list[int] = []
     while len(order) < count:
         value, i = heapq.heappop(heap)
-        if not left[i] or -value != d[i]:  # an entry from before a penalty
+        if not available[i] or -value != d[i]:  # outdated: a penalty has changed d_i since
             continue
-        left[i] = False
+        available[i] = False
         order.append(i)
-        near = left[index[i]]
-        if near.sum() >= min(neighbours, left.sum()):
-            others, cosine = index[i][near][:neighbours], 1 - squared[i][near][:neighbours] / 2
-        else:  # too many of those looked up are picked
+        penalised = min(neighbours, available.sum())
+        usable = available[index[i]]
+        if usable.sum() >= penalised:
+            nearby, cosine = index[i][usable][:penalised], 1 - squared[i][usable][:penalised] / 2
+        else:  # too many of the samples looked up are already picked: compare with all
             cosine = unit @ unit[i]
-            others = np.argsort(-np.where(left, cosine, -np.inf), kind="stable")[: min(neighbours, left.sum())]
-            cosine = cosine[others]
-        d[others] -= gamma * d[i] * cosine.astype(np.float64) ** 2
-        for j in others:
+            nearby = np.argsort(-np.where(available, cosine, -np.inf), kind="stable")[:penalised]
+            cosine = cosine[nearby]
+        d[nearby] -= gamma * d[i] * cosine.astype(np.float64) ** 2
+        for j in nearby:
             heapq.heappush(heap, (-d[j], int(j)))
     return np.array(order, np.int64)

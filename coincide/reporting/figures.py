@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from coincide.base.files import replacing
 from coincide.base.rows import unit_rows
 from coincide.reporting.summary import AVERAGE, short_names
+from coincide.selection.budget import scores_of
 
 COLOURS = {"coincide": "#1f5fbf", "random": "#c2571a", "full": "#444444"}
 OTHER_METHOD = "#777777"
@@ -224,7 +225,7 @@ def draw_budgets(cluster_stats: pd.DataFrame, path: str | Path) -> None:
     """
     columns = [column for column in cluster_stats if column.startswith("budget_")]
     figure, axes = plt.subplots(1, len(columns), figsize=(5 * len(columns) + 1, 4), squeeze=False, sharey=True)
-    score = cluster_stats["transferability"] / cluster_stats["density"]
+    score = scores_of(cluster_stats)
     largest = cluster_stats["size"].max()
     for axis, column in zip(axes[0], columns):
         fraction = float(column.removeprefix("budget_"))

@@ -1,26 +1,43 @@
-"""Density of clusters (paper section 3.3; DESIGN step 4)."""
+"""Density of clusters (paper section 3.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
-from coincide.base.rows import Rows, map_clusters, members_by_cluster
-from coincide.selection.kernel import ClusterKernel
+from coincide.base.clustered_rows import ClusteredRows
+from coincide.base.rows import RowData
+from coincide.selection.kernel import ClusterKernel, KernelFunction
+
+if TYPE_CHECKING:
+    import torch
 
 
-def density(x, labels, *, gamma=1.0, clusters=None, device="cpu"):
-    """Mean Gaussian kernel over all ordered pairs of each cluster's members, each with itself included.
+def density(
+    x: RowData,
+    labels: ArrayLike,
+    *,
+    gamma: float = 1.0,
+    clusters: Sequence[int] | NDArray | None = None,
+    device: str = "cpu",
+) -> NDArray[np.float64]:
+    """Mean Gaussian kernel over all ordered pairs of each cluster's members, pairs of a member with itself included.
 
     D_i = 1/|C_i|² · sum over x, y in C_i of exp(-|x - y|² / (2γ²)).
 
     Args:
         x: (n, d) float16 or float32 array, an iterable of row blocks, or activations on disk
-            (`coincide.base.activation_store.Activations`), of which a few clusters at a time are read.
+            (`coincide.base.activation_store.Activations`), which are read a few clusters at a time.
         labels: (n,) integer cluster of each row; K is the largest label plus one.
         gamma: kernel width γ.
-        clusters: (m,) the clusters asked for; None: all K.
-        device: torch device; "cpu" works on clusters one by one, another on many at a time.
+        clusters: (m,) clusters to compute the density of; default: all K.
+        device: torch device; "cpu" processes each cluster separately, another device many at a time.
 
     Returns:
-        (K,) or (m,) float64 in (0, 1]; 1 for a cluster of one, NaN for an empty cluster.
+        (K,) or (m,) float64 in (0, 1]; 1 for a cluster with one member, NaN for an empty cluster.
 
     Raises:
         ValueError: wrong shapes, NaN or infinity in x, or negative labels.
@@ -31,17 +48,29 @@ def density(x, labels, *, gamma=1.0, clusters=None, device="cpu"):
     >>> density(np.ones((3, 2), np.float32), [0, 0, 1]).tolist()
     [1.0, 1.0]
     """
-    x, labels = Rows(x), np.asarray(labels)
-    if labels.shape != (len(x),):
-        raise ValueError(f"labels has shape {labels.shape}, x has {len(x)} rows")
-    members = members_by_cluster(labels, labels.max() + 1)
-    members = members if clusters is None else [members[c] for c in clusters]
-    if device != "cpu":
-        from coincide.selection.kernel_gpu import densities_on
-
-        return densities_on(device, x, members, gamma=gamma)
-    return np.array(list(map_clusters(lambda i, rows: _density(rows, gamma), x, members, "density")))
+    return cluster_densities(ClusteredRows(x, labels), gamma=gamma, clusters=clusters, device=device)
 
 
-def _density(rows, gamma):
-    return ClusterKernel(rows, gamma=gamma).means().mean() if len(rows) else np.nan
+def cluster_densities(
+    clustered: ClusteredRows,
+    *,
+    gamma: float = 1.0,
+    clusters: Sequence[int] | NDArray | None = None,
+    device: str = "cpu",
+) -> NDArray[np.float64]:
+    """`density` of rows whose members are already determined."""
+    clusters = np.arange(len(clustered)) if clusters is None else np.asarray(clusters)
+    has_members = clustered.sizes[clusters] > 0
+    densities = np.full(len(clusters), np.nan)
+    densities[has_members] = clustered.map(
+        KernelFunction(_density, _densities, gamma), clusters[has_members], device=device, description="density"
+    )
+    return densities
+
+
+def _density(cluster: int, kernel: ClusterKernel) -> float:
+    return kernel.means().mean()
+
+
+def _densities(clusters: list[int], kernels: torch.Tensor, sizes: torch.Tensor) -> NDArray[np.float64]:
+    return (kernels.sum(dim=(1, 2)) / sizes**2).cpu().numpy()

@@ -1,138 +1,76 @@
-"""Density and picks of many clusters at a time on a device, in float64: the numbers of `kernel` and `picks`."""
+"""Kernels and picks of many clusters at once on a device, in float64: the same numbers as `kernel` and `picks`."""
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from coincide.base.progress import Progress
-from coincide.base.rows import ahead, take_members
-from coincide.selection.kernel import ClusterKernel
-from coincide.selection.picks import TIE, greedy_picks
-
-BYTES = 2**32  # of rows and kernels held at once; a cluster above it is worked on by the CPU
+BATCH_BYTES = 2**32  # memory for the rows and kernels of a batch; a larger cluster is processed on the CPU
 
 
-def densities_on(device, x, members, *, gamma):
-    """Mean kernel of clusters: (m,) float64, NaN for an empty one; see `coincide.selection.density.density`.
+def cluster_bytes(n_members: int, dimension: int) -> int:
+    """Bytes that a cluster takes in a batch: its rows and its kernel in float64, with temporaries."""
+    return n_members * (n_members + dimension) * 3 * 8
+
+
+def batch_kernels(
+    rows: NDArray, positions: list[NDArray], *, device: str, gamma: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gaussian kernels of b clusters; see `coincide.selection.kernel.gaussian_kernel`.
 
     Args:
+        rows: (m, d) rows of all members.
+        positions: list of b arrays: positions in `rows` of each cluster's members.
         device: torch device.
-        x: `Rows`.
-        members: list of m arrays of row positions.
         gamma: kernel width γ.
-    """
-    result = np.full(len(members), np.nan)
-
-    def of_batch(numbers, kernel, count):
-        result[numbers] = (kernel.sum(dim=(1, 2)) / count**2).cpu().numpy()
-
-    def alone(number, rows):
-        result[number] = ClusterKernel(rows, gamma=gamma).means().mean()
-
-    _each(device, x, members, gamma, of_batch, alone, "density")
-    return result
-
-
-def picks_on(device, x, members, budgets, *, gamma):
-    """Greedy MMD picks of clusters: list of arrays of positions in `members`; see `coincide.selection.picks`."""
-    result = [np.empty(0, np.int64)] * len(members)
-
-    def of_batch(numbers, kernel, count):
-        wanted = [int(budgets[i]) for i in numbers]
-        picked = greedy_batch(kernel, count, max(wanted)).cpu().numpy()
-        for i, row, m in zip(numbers, picked, wanted):
-            result[i] = row[:m]
-
-    def alone(number, rows):
-        result[number] = greedy_picks(ClusterKernel(rows, gamma=gamma), int(budgets[number]))
-
-    _each(device, x, members, gamma, of_batch, alone, "picks")
-    return result
-
-
-def greedy_batch(kernel, count, m):
-    """Picks of several clusters side by side.
-
-    Args:
-        kernel: (b, n, n) float64 kernels, 0 beyond a cluster's members.
-        count: (b,) numbers of members.
-        m: number of picks; of a cluster with fewer members the rest says nothing.
 
     Returns:
-        (b, m) int64.
+        ((b, n, n) float64 kernels on the device, n being the size of the largest cluster, 0 beyond a
+        cluster's members; (b,) float64 sizes).
     """
-    b, n, _ = kernel.shape
-    places, every = torch.arange(n, device=kernel.device), torch.arange(b, device=kernel.device)
-    to_cluster = kernel.sum(dim=2) / count[:, None]
-    taken = places >= count[:, None]
-    to_picks, within, across = torch.zeros_like(to_cluster), torch.zeros_like(count), torch.zeros_like(count)
-    picks = torch.empty((b, m), dtype=torch.int64, device=kernel.device)
-    for i in range(m):
-        value = (within[:, None] + 2 * to_picks + 1) / (i + 1) ** 2 - 2 * (across[:, None] + to_cluster) / (i + 1)
-        value = value.masked_fill(taken, torch.inf)
-        ties = value <= value.min(dim=1, keepdim=True).values + TIE
-        pick = torch.where(ties, places, n).min(dim=1).values
-        within = within + 2 * to_picks[every, pick] + 1
-        across = across + to_cluster[every, pick]
-        taken[every, pick] = True
-        to_picks = to_picks + kernel[every, pick]
-        picks[:, i] = pick
-    return picks
-
-
-def kernels(rows, places, count, *, gamma):
-    """(b, n, n) float64 Gaussian kernels of b clusters; see `coincide.selection.kernel.gaussian_kernel`.
-
-    Args:
-        rows: (m, d) rows on a device.
-        places: (b, n) rows of each cluster's members; beyond them anything.
-        count: (b,) float64, numbers of members.
-        gamma: kernel width γ.
-    """
-    inside = torch.arange(places.shape[1], device=rows.device) < count[:, None]
-    x = rows[places].double() * inside[..., None]
-    x -= (x.sum(dim=1) / count[:, None])[:, None]
+    members = np.zeros((len(positions), max(map(len, positions))), np.int64)  # padded with row 0
+    for padded, cluster_positions in zip(members, positions):
+        padded[: len(cluster_positions)] = cluster_positions
+    sizes = torch.tensor([len(p) for p in positions], dtype=torch.float64, device=device)
+    is_member = torch.arange(members.shape[1], device=device) < sizes[:, None]
+    x = torch.from_numpy(np.ascontiguousarray(rows)).to(device)[torch.from_numpy(members).to(device)]
+    x = x.double() * is_member[..., None]
+    x -= (x.sum(dim=1) / sizes[:, None])[:, None]
     norms = x.square().sum(dim=2)
     squared = torch.baddbmm(norms[:, :, None] + norms[:, None], x, x.mT, alpha=-2).clamp_(min=0)
     squared.diagonal(dim1=1, dim2=2).zero_()
-    kernel = squared.mul_(-0.5 / gamma**2).exp_()
-    return kernel * (inside[:, :, None] & inside[:, None])
+    kernels = squared.mul_(-0.5 / gamma**2).exp_()
+    return kernels * (is_member[:, :, None] & is_member[:, None]), sizes
 
 
-def _each(device, x, members, gamma, of_batch, alone, what):
-    """Call of_batch(numbers, kernel, count) for batches of clusters of like size, or alone(number, rows)."""
-    progress = Progress(len(members), what, unit="clusters")
-    sizes = np.array([len(m) for m in members], np.int64)
-    order = [int(i) for i in np.argsort(-sizes, kind="stable") if sizes[i]]
-    progress.update(len(members) - len(order))
+def greedy_batch(kernels: torch.Tensor, sizes: torch.Tensor, m: int, *, tie: float) -> torch.Tensor:
+    """Greedy MMD picks of b clusters; see `coincide.selection.picks.greedy_mmd`.
 
-    def read(numbers):
-        return numbers, *take_members(x, [members[i] for i in numbers])
+    Args:
+        kernels: (b, n, n) float64 kernels, 0 beyond a cluster's members.
+        sizes: (b,) numbers of members.
+        m: number of picks. In a cluster with fewer members, the picks after the last member are invalid.
+        tie: candidates whose MMD² differs by less than this are ties.
 
-    for numbers, rows, places in ahead(map(read, _batches(order, sizes, x.shape[1]))):
-        if _bytes(sizes[numbers[0]], x.shape[1]) > BYTES:
-            alone(numbers[0], rows[places[0]])
-        else:
-            padded = np.zeros((len(numbers), sizes[numbers[0]]), np.int64)
-            for row, own in zip(padded, places):
-                row[: len(own)] = own
-            count = torch.tensor(sizes[numbers], dtype=torch.float64, device=device)
-            on_device = torch.from_numpy(np.ascontiguousarray(rows)).to(device)
-            of_batch(numbers, kernels(on_device, torch.from_numpy(padded).to(device), count, gamma=gamma), count)
-        progress.update(len(numbers))
-    progress.close()
-
-
-def _bytes(n, d):
-    return int(n) * (int(n) + d) * 3 * 8
-
-
-def _batches(order, sizes, d):
-    """Lists of clusters, the largest first, whose padded rows and kernels stay within BYTES."""
-    batch = []
-    for i in order:
-        if batch and (len(batch) + 1) * _bytes(sizes[batch[0]], d) > BYTES:
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch
+    Returns:
+        (b, m) int64 positions of members, in the order picked.
+    """
+    b, n, _ = kernels.shape
+    candidates, batch = torch.arange(n, device=kernels.device), torch.arange(b, device=kernels.device)
+    picked = candidates >= sizes[:, None]
+    to_cluster = kernels.sum(dim=2) / sizes[:, None]  # mean kernel of each member with the cluster
+    to_picks = torch.zeros_like(to_cluster)  # summed kernel of each member with the picks
+    among_picks, picks_to_cluster = torch.zeros_like(sizes), torch.zeros_like(sizes)
+    picks = torch.empty((b, m), dtype=torch.int64, device=kernels.device)
+    for i in range(m):
+        size = i + 1
+        # MMD² with each candidate added, minus the constant term of the cluster
+        mmd = (among_picks[:, None] + 2 * to_picks + 1) / size**2 - 2 * (picks_to_cluster[:, None] + to_cluster) / size
+        mmd = mmd.masked_fill(picked, torch.inf)
+        ties = mmd <= mmd.min(dim=1, keepdim=True).values + tie
+        pick = torch.where(ties, candidates, n).min(dim=1).values
+        among_picks = among_picks + 2 * to_picks[batch, pick] + 1
+        picks_to_cluster = picks_to_cluster + to_cluster[batch, pick]
+        picked[batch, pick] = True
+        to_picks = to_picks + kernels[batch, pick]
+        picks[:, i] = pick
+    return picks

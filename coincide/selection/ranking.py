@@ -1,44 +1,54 @@
-"""Choices by score and nearest neighbours, for several methods."""
+"""Selection by a score per row, and nearest neighbours: what several methods share."""
+
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
-EXACT = 100_000  # rows up to which `nearest` compares each with each
+EXACT = 100_000  # rows up to which `nearest` compares each row with every other
 
 
-def highest(scores, count):
-    """(count,) rows with the highest scores, the highest first; ties: the first row."""
+def highest(scores: ArrayLike, count: int) -> NDArray[np.int64]:
+    """(count,) rows with the highest scores, the highest first; ties go to the first row."""
     return np.argsort(-np.asarray(scores, np.float64), kind="stable")[:count]
 
 
-def nearest(x, k):
-    """(squared distances, rows) of the k nearest other rows of each of n rows: (n, k) each, the nearest first.
+def nearest(x: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Nearest other rows of each row, by L2 distance.
 
-    Up to EXACT rows each is compared with each; above, through an inverted file.
+    Exact up to EXACT rows; above, approximate by an inverted file.
+
+    Args:
+        x: (n, d) float32 rows.
+        k: number of neighbours; at most n - 1 are returned.
+
+    Returns:
+        ((n, k) squared distances, (n, k) rows), the nearest first.
     """
     import faiss
 
     n, d = x.shape
     k = min(k, n - 1)
-    if n <= EXACT:
-        search = faiss.IndexFlatL2(d)
-    else:
-        search = faiss.IndexIVFFlat(faiss.IndexFlatL2(d), d, int(np.sqrt(n)))
+    search: Any = faiss.IndexFlatL2(d)
+    if n > EXACT:
+        search = faiss.IndexIVFFlat(search, d, int(np.sqrt(n)))
         search.train(x)
         search.nprobe = 16
     search.add(x)
     squared, index = search.search(x, k + 1)
-    # itself is among them, but for copies not always the first
-    own = index == np.arange(n)[:, None]
-    own[~own.any(axis=1), -1] = True
-    return np.maximum(squared[~own].reshape(n, k), 0), index[~own].reshape(n, k)
+    # The row itself is among the results, but not always first where it has copies; where more than k
+    # copies displace it, the last result is dropped in its place.
+    is_self = index == np.arange(n)[:, None]
+    is_self[~is_self.any(axis=1), -1] = True
+    return np.maximum(squared[~is_self].reshape(n, k), 0), index[~is_self].reshape(n, k)
 
 
-def band(scores, count, keep):
-    """(count,) rows of a band of the scores.
+def band(scores: ArrayLike, count: int, keep: Literal["top", "middle", "bottom"]) -> NDArray[np.int64]:
+    """(count,) rows of a band of the scores; ties go to the first row.
 
     Args:
         scores: (n,) numbers.
-        count: rows to keep.
+        count: number of rows to keep.
         keep: "top" (highest first), "bottom" (lowest first) or "middle" (nearest to the middle rank first).
     """
     scores = np.asarray(scores, np.float64)
@@ -46,5 +56,6 @@ def band(scores, count, keep):
         return highest(scores, count)
     order = np.argsort(scores, kind="stable")
     if keep == "middle":
-        order = order[np.argsort(np.abs(np.arange(len(order)) - (len(order) - 1) / 2), kind="stable")]
+        distance = np.abs(np.arange(len(order)) - (len(order) - 1) / 2)
+        order = order[np.argsort(distance, kind="stable")]
     return order[:count]

@@ -1,25 +1,40 @@
-"""Transferability of clusters (paper section 3.3; DESIGN step 3)."""
+"""Transferability of clusters (paper section 3.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
-ROWS_PER_BLOCK = 1024  # centroids compared at once: two blocks of them and their cosines are held in float64
+if TYPE_CHECKING:
+    import torch
+
+ROWS_PER_BLOCK = 1024  # centroids compared at a time: two blocks and their cosines are held in float64
 
 
-def transferability(centroids, *, blocks=None, exclude_above=0.9, device="cpu"):
+def transferability(
+    centroids: ArrayLike,
+    *,
+    blocks: NDArray[np.bool_] | Sequence[slice] | None = None,
+    exclude_above: float = 0.9,
+    device: str = "cpu",
+) -> NDArray[np.float64]:
     """Mean cosine similarity of each centroid with the centroids that are not near-copies of it.
 
     T_i = mean of cos(e_i, e_j) over all j with cos(e_i, e_j) <= exclude_above.
 
     Args:
-        centroids: (K, d) array, one centroid a row.
-        blocks: columns to take the cosine over: None for all, a (d,) boolean mask, or a list of
-            slices. The published code takes the text blocks alone.
-        exclude_above: centroids with a cosine above this (i itself among them) are left out.
-        device: torch device that multiplies.
+        centroids: (K, d) array, one centroid per row.
+        blocks: columns that the cosine is computed over: None for all, a (d,) boolean mask, or a list of
+            slices. The published code uses only the text blocks.
+        exclude_above: centroids with a cosine above this, i itself included, are left out of the mean.
+        device: torch device.
 
     Returns:
-        (K,) float64, without unit, in [-1, exclude_above]. Where no centroid is left to average,
-        the value is `exclude_above`: all others are at least that similar.
+        (K,) float64, dimensionless, in [-1, exclude_above]. Where no centroid remains to average,
+        the value is `exclude_above`: all others are more similar than that.
 
     Raises:
         ValueError: wrong shape of `centroids` or of `blocks`.
@@ -39,31 +54,31 @@ def transferability(centroids, *, blocks=None, exclude_above=0.9, device="cpu"):
     k = len(columns)
     total = torch.zeros(k, dtype=torch.float64, device=device)
     count = torch.zeros(k, dtype=torch.int64, device=device)
-    parts = [slice(start, start + ROWS_PER_BLOCK) for start in range(0, k, ROWS_PER_BLOCK)]
-    for i, a in enumerate(parts):  # cosine is symmetric: each pair of blocks once
+    row_blocks = [slice(start, start + ROWS_PER_BLOCK) for start in range(0, k, ROWS_PER_BLOCK)]
+    for i, a in enumerate(row_blocks):  # cosine is symmetric: each pair of blocks is computed once
         unit = _unit(columns[a], device)
-        for b in parts[i:]:
+        for b in row_blocks[i:]:
             cosine = unit @ (unit if a == b else _unit(columns[b], device)).T
-            kept = cosine <= exclude_above
-            if a == b:  # i itself is left out also where its cosine rounds, or is a zero row's zero
-                kept.fill_diagonal_(False)
-            cosine.masked_fill_(~kept, 0.0)
+            included = cosine <= exclude_above
+            if a == b:  # leave i itself out explicitly: rounding, or a zero row, can put its cosine below the limit
+                included.fill_diagonal_(False)
+            cosine.masked_fill_(~included, 0.0)
             total[a] += cosine.sum(dim=1)
-            count[a] += kept.sum(dim=1)
+            count[a] += included.sum(dim=1)
             if a != b:
                 total[b] += cosine.sum(dim=0)
-                count[b] += kept.sum(dim=0)
-    total, count = total.cpu().numpy(), count.cpu().numpy()
-    return np.where(count > 0, total / np.maximum(count, 1), exclude_above)
+                count[b] += included.sum(dim=0)
+    mean = (total / count.clamp(min=1)).cpu().numpy()
+    return np.where(count.cpu().numpy() > 0, mean, exclude_above)
 
 
-def _unit(rows, device):
+def _unit(rows: torch.Tensor, device: str) -> torch.Tensor:
     rows = rows.to(device).double()
     norm = rows.norm(dim=1, keepdim=True)
     return rows / norm.masked_fill(norm == 0, 1)
 
 
-def _columns(centroids, blocks):
+def _columns(centroids: NDArray, blocks: NDArray[np.bool_] | Sequence[slice] | None) -> NDArray:
     if blocks is None:
         return centroids
     if isinstance(blocks, np.ndarray) and blocks.dtype == bool:

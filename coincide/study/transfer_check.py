@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from scipy import stats
 from transformers import PreTrainedModel, ProcessorMixin
 
+from coincide.base.clustered_rows import members_by_cluster
 from coincide.base.errors import UserError
 from coincide.base.progress import Progress
-from coincide.base.rows import members_by_cluster, unit_rows
+from coincide.base.rows import unit_rows
 from coincide.base.sections import Checkpoint, Training, TransferCheck
 from coincide.models.loading import load_model, placed
 from coincide.study.comparison import interval
@@ -51,7 +52,7 @@ def choose_clusters(labels: np.ndarray, *, clusters: int, samples: int, seed: in
         TransferCheckError: fewer than three clusters are large enough.
     """
     rng = np.random.default_rng(seed)
-    members = members_by_cluster(labels, labels.max() + 1)
+    members = members_by_cluster(labels)
     large = [cluster for cluster, rows in enumerate(members) if len(rows) >= 2 * samples]
     if len(large) < 3:
         raise TransferCheckError(

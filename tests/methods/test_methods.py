@@ -1,6 +1,8 @@
-"""Methods beside coincide: each against a small case worked by hand, and what all of them promise."""
+"""Baselines: each against a small case worked by hand, and properties of all."""
 
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -13,17 +15,18 @@ from hypothesis import strategies as st
 
 from coincide import methods
 from coincide.base.activation_store import write_activations
-from coincide.base.rows import Rows
+from coincide.base.clustered_rows import ClusteredRows
+from coincide.base.errors import UserError
 from coincide.methods import clip_score, d2_pruning, self_filter, semdedup
-from coincide.methods._tables import Tables
+from coincide.methods._inputs import MethodInputs
 from coincide.selection.ranking import nearest
 
 
-class Given(Tables):
-    """Tables in memory."""
+class InMemory(MethodInputs):
+    """Artefacts in memory."""
 
-    def __init__(self, **tables):
-        self.__dict__.update(tables)
+    def __init__(self, **artefacts):
+        self.__dict__.update(artefacts)
 
     def embedding(self, name):
         return self.__dict__[name]
@@ -34,27 +37,26 @@ def clusters_of(n, similarity=None):
     return pd.DataFrame({"sample_id": [f"s{i}" for i in range(n)], "cluster": 0, "similarity": similarity})
 
 
-def pick(name, tables, count, seed=0, **given):
-    picks = methods.method(name).picks
-    indices, scores = picks(tables, count, seed=seed, **methods.settings(name, given))
-    return list(map(int, indices)), np.asarray(scores)
+def pick(name, inputs, count, seed=0, **values):
+    indices, scores = methods.pick(name, inputs, count, seed=seed, values=methods.settings(name, values))
+    return indices.tolist(), scores
 
 
-def test_random_draws_a_seed_anew():
-    tables = Given(clusters=clusters_of(1000))
-    draws = [pick("random", tables, 300, seed=seed)[0] for seed in (0, 0, 1)]
+def test_random_depends_on_the_seed_only():
+    inputs = InMemory(clusters=clusters_of(1000))
+    draws = [pick("random", inputs, 300, seed=seed)[0] for seed in (0, 0, 1)]
     assert draws[0] == draws[1] != draws[2]
     assert 200 < len(set(draws[0]) - set(draws[2])) < 230  # 70% of 300
 
 
 @pytest.mark.parametrize(
     ("keep", "expected"), [("top", [1, 4]), ("bottom", [2, 0]), ("middle", [3, 0])]
-)  # the middle rank is 3's; 0 and 4 are as near, the lower score comes first
+)  # row 3 has the middle rank; rows 0 and 4 are equally near, the lower score comes first
 def test_bands_worked_by_hand(keep, expected):
     scores = pd.DataFrame({"el2n": [0.3, 0.9, 0.1, 0.5, 0.7], "loss": np.log([3, 9, 1, 5, 7])})
-    tables = Given(clusters=clusters_of(5), sample_metrics=scores)
-    assert pick("el2n", tables, 2, keep=keep)[0] == expected
-    indices, perplexity = pick("perplexity", tables, 2, keep=keep)
+    inputs = InMemory(clusters=clusters_of(5), sample_metrics=scores)
+    assert pick("el2n", inputs, 2, keep=keep)[0] == expected
+    indices, perplexity = pick("perplexity", inputs, 2, keep=keep)
     assert indices == expected
     np.testing.assert_allclose(perplexity, [3, 9, 1, 5, 7])
 
@@ -62,17 +64,17 @@ def test_bands_worked_by_hand(keep, expected):
 def test_clip_score_keeps_the_highest_and_the_same_share_of_text():
     scores = np.array([0.1, np.nan, 0.4, 0.3, np.nan, 0.2, np.nan, np.nan, 0.5, 0.6])
     for seed in range(5):
-        indices, _ = pick("clip_score", Given(clusters=clusters_of(10), clip_scores=scores), 5, seed=seed)
+        indices, _ = pick("clip_score", InMemory(clusters=clusters_of(10), clip_scores=scores), 5, seed=seed)
         assert indices[:3] == [9, 8, 2]  # 2 of 5 are text: 40%, as among all
         assert np.isnan(scores[indices[3:]]).all()
         assert len(set(indices)) == 5
-    assert len(clip_score.picks(Given(clip_scores=np.full(4, np.nan)), 3, seed=0)[0]) == 3
+    assert len(clip_score.pick(InMemory(clip_scores=np.full(4, np.nan)), 3, seed=0)[0]) == 3
 
 
 def test_self_sup_by_distance_from_the_prototypes():
-    tables = Given(clusters=clusters_of(4, [0.2, 0.9, 0.5, 0.7]))
-    assert pick("self_sup", tables, 2)[0] == [1, 3]
-    assert pick("self_sup", tables, 2, keep="farthest")[0] == [0, 2]
+    inputs = InMemory(clusters=clusters_of(4, [0.2, 0.9, 0.5, 0.7]))
+    assert pick("self_sup", inputs, 2)[0] == [1, 3]
+    assert pick("self_sup", inputs, 2, keep="farthest")[0] == [0, 2]
 
 
 def angles(*degrees):
@@ -80,15 +82,15 @@ def angles(*degrees):
 
 
 def test_semdedup_worked_by_hand():
-    # one cluster, its centroid at about 20°: from the farthest 60°, 0°, 1°, 40°, 20°
+    # one cluster with its centroid at about 24°; members from the farthest: 60°, 0°, 1°, 40°, 20°
     x = angles(0, 1, 20, 40, 60)
     similarity = (x @ x.mean(axis=0)) / np.linalg.norm(x.mean(axis=0))
     expected = [np.cos(np.radians(d)) for d in (60, 1, 19, 20)]
-    found = semdedup.likeness(Rows(x), np.zeros(5, int), similarity)
-    assert found[4] == -1
-    np.testing.assert_allclose(found[[0, 1, 2, 3]], expected, atol=1e-6)
-    # 1° is a copy of 0°, which is farther out: it goes first
-    indices, _ = pick("semdedup", Given(clusters=clusters_of(5), last_token=x), 4, k=1)
+    cosine = semdedup.redundancy(ClusteredRows(x, np.zeros(5, int)), similarity)
+    assert cosine[4] == -1
+    np.testing.assert_allclose(cosine[[0, 1, 2, 3]], expected, atol=1e-6)
+    # 1° is a near-copy of 0°, which is farther from the centroid: it is removed first
+    indices, _ = pick("semdedup", InMemory(clusters=clusters_of(5), last_token=x), 4, k=1)
     assert set(indices) == {0, 2, 3, 4}
 
 
@@ -99,18 +101,18 @@ def test_semdedup_equals_the_slow_version(n, k, seed):
     x = rng.normal(size=(n, 3)).astype(np.float32)
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     labels, similarity = rng.integers(0, k, n), rng.integers(0, 3, n) / 3
-    found = semdedup.likeness(Rows(x), labels, similarity)
+    cosine = semdedup.redundancy(ClusteredRows(x, labels), similarity)
     for i in range(n):
         earlier = [j for j in range(n) if labels[j] == labels[i] and (similarity[j], j) < (similarity[i], i)]
-        assert found[i] == pytest.approx(max([float(x[i] @ x[j]) for j in earlier], default=-1), abs=1e-5)
+        assert cosine[i] == pytest.approx(max([float(x[i] @ x[j]) for j in earlier], default=-1), abs=1e-5)
 
 
 def test_d2_pruning_worked_by_hand():
-    # 0 and 1 are neighbours of each other at distance 1, 2 of 1 at 2
+    # 0 and 1 are neighbours of each other; 1 is the neighbour of 2, with half the weight
     weights, index = np.array([[0.5], [0.5], [0.25]]), np.array([[1], [0], [1]])
-    order, forward = d2_pruning.messages(np.array([1.0, 0.8, 0.5]), weights, index, 3)
+    order, forward = d2_pruning.pass_messages(np.array([1.0, 0.8, 0.5]), weights, index, 3)
     np.testing.assert_allclose(forward, [1.4, 1.3, 0.7])
-    # 0 goes first and takes 0.7 from 1, which then stands at 0.6 behind 2; 2 takes 0.25 · 0.7 from 1
+    # 0 is picked first and lowers 1 by 0.7 to 0.6, below 2; then 2 lowers 1 by 0.25 · 0.7
     assert order.tolist() == [0, 2, 1]
 
 
@@ -118,7 +120,7 @@ def test_d2_pruning_worked_by_hand():
 @given(st.integers(2, 30), st.integers(1, 4), st.integers(0, 2**32 - 1))
 def test_d2_pruning_equals_the_slow_version(n, k, seed):
     rng = np.random.default_rng(seed)
-    x = rng.integers(-2, 3, size=(n, 2)).astype(np.float32)  # copies among them
+    x = rng.integers(-2, 3, size=(n, 2)).astype(np.float32)  # some rows are copies
     squared, index = nearest(x, k)
     k = min(k, n - 1)
     distances = ((x[:, None] - x) ** 2).sum(axis=2)
@@ -127,7 +129,7 @@ def test_d2_pruning_equals_the_slow_version(n, k, seed):
         assert len(set(index[i])) == k
         np.testing.assert_allclose(np.sort(squared[i]), np.sort(np.delete(distances[i], i))[:k], atol=1e-5)
     difficulty, weights = rng.random(n), np.exp(-0.4 * squared)
-    order, forward = d2_pruning.messages(difficulty, weights, index, n)
+    order, forward = d2_pruning.pass_messages(difficulty, weights, index, n)
     s, left = forward.copy(), list(range(n))
     for i in order:
         assert s[i] >= max(s[j] for j in left) - 1e-12
@@ -138,13 +140,13 @@ def test_d2_pruning_equals_the_slow_version(n, k, seed):
 
 
 def test_self_filter_worked_by_hand():
-    # 0 and 1 have a cosine of 0.8, 2 stands alone
+    # 0 and 1 have a cosine of 0.8, 2 is orthogonal to both
     unit = np.array([[1, 0, 0], [0.8, 0.6, 0], [0, 0, 1]], np.float32)
-    # 0 goes first and takes 0.64 from 1, which then stands at 0.26 behind 2
-    assert self_filter.unlike([1.0, 0.9, 0.5], unit, 3, 1, 1.0).tolist() == [0, 2, 1]
-    assert self_filter.unlike([1.0, 0.9, 0.5], unit, 3, 1, 0.0).tolist() == [0, 1, 2]
-    # below zero a penalty raises: 0 lifts 1 from -0.9 to -0.26
-    assert self_filter.unlike([-1.0, -0.9, -1.2], unit, 2, 1, 1.0).tolist() == [1, 0]
+    # 0 is picked first and lowers 1 by 0.64 to 0.26, below 2
+    assert self_filter.pick_diverse([1.0, 0.9, 0.5], unit, 3, 1, 1.0).tolist() == [0, 2, 1]
+    assert self_filter.pick_diverse([1.0, 0.9, 0.5], unit, 3, 1, 0.0).tolist() == [0, 1, 2]
+    # a negative penalty increases the difficulty: 0 raises 1 from -0.9 to -0.26
+    assert self_filter.pick_diverse([-1.0, -0.9, -1.2], unit, 2, 1, 1.0).tolist() == [1, 0]
 
 
 @examples(max_examples=25, deadline=None)
@@ -155,8 +157,8 @@ def test_self_filter_equals_the_slow_version(n, neighbours, seed):
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
     difficulty = rng.normal(size=n)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(self_filter, "AHEAD", 2)  # few enough that some are used up
-        order = self_filter.unlike(difficulty, unit, n, neighbours, 0.7)
+        patch.setattr(self_filter, "LOOKUP_FACTOR", 2)  # so few that some rows run out of neighbours
+        order = self_filter.pick_diverse(difficulty, unit, n, neighbours, 0.7)
     d, left = difficulty.copy(), list(range(n))
     for i in order:
         assert d[i] >= max(d[j] for j in left) - 1e-5
@@ -171,7 +173,7 @@ def test_every_method_keeps_the_count_and_no_row_twice(n, fraction, seed):
     rng = np.random.default_rng(seed)
     unit = rng.normal(size=(n, 5)).astype(np.float32)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
-    tables = Given(
+    inputs = InMemory(
         clusters=clusters_of(n), activations=unit, last_token=unit, mean=unit,
         sample_metrics=pd.DataFrame({name: rng.normal(size=n) for name in ("loss", "el2n", "margin")}),
         clip_scores=np.where(rng.random(n) < 0.3, np.nan, rng.random(n)),
@@ -179,12 +181,12 @@ def test_every_method_keeps_the_count_and_no_row_twice(n, fraction, seed):
     )  # fmt: skip
     count = max(1, int(fraction * n))
     for name in methods.names():
-        indices, scores = pick(name, tables, count, seed=seed)
+        indices, scores = pick(name, inputs, count, seed=seed)
         assert len(indices) == len(set(indices)) == count, name
         assert len(scores) == n, name
 
 
-def test_tables_are_read_in_the_order_of_the_clusters(tmp_path):
+def test_inputs_are_read_in_the_order_of_the_clusters(tmp_path):
     clusters = clusters_of(4)
     clusters.to_parquet(tmp_path / "clusters.parquet")
     shards = [pd.DataFrame({"sample_id": ids, "clip_score": values,
@@ -198,49 +200,101 @@ def test_tables_are_read_in_the_order_of_the_clusters(tmp_path):
         paths.append(tmp_path / f"{i}.parquet")
         shard.to_parquet(paths[-1])
     write_activations(tmp_path / "mean.parquet", [(["a"], np.ones((1, 2)))], dimension=2, metadata={"hidden_size": 1})
-    tables = Tables(tmp_path / "clusters.parquet", None, tmp_path, paths, tmp_path / "d.parquet")
-    np.testing.assert_array_equal(tables.clip_embeddings, np.float16([[0.0, 1], [0.1, 1], [0.2, 1], [np.nan, 1]]))
-    np.testing.assert_array_equal(tables.difficulty, [0, 1, 2, 3])
-    np.testing.assert_array_equal(tables.clip_scores, [0.0, 0.1, 0.2, np.nan])
-    assert tables.embedding("mean").shape == (1, 2)
+    inputs = MethodInputs(tmp_path / "clusters.parquet", None, tmp_path, paths, tmp_path / "d.parquet")
+    np.testing.assert_array_equal(inputs.clip_embeddings, np.float16([[0.0, 1], [0.1, 1], [0.2, 1], [np.nan, 1]]))
+    np.testing.assert_array_equal(inputs.difficulty, [0, 1, 2, 3])
+    np.testing.assert_array_equal(inputs.clip_scores, [0.0, 0.1, 0.2, np.nan])
+    assert inputs.embedding("mean").shape == (1, 2)
 
 
 @pytest.mark.parametrize(
-    ("name", "given", "message"),
+    ("name", "values", "message"),
     [("el2n", {"keep": "most"}, "keep: .*'most'"), ("el2n", {"kepe": "top"}, "kepe: "), ("semdedup", {"k": 0}, "k")],
 )
-def test_settings_that_cannot_be(name, given, message):
+def test_invalid_settings_are_refused(name, values, message):
     with pytest.raises(ValueError, match=message):
-        methods.settings(name, given)
+        methods.settings(name, values)
 
 
-def test_the_method_of_the_docs_works_as_it_stands(tmp_path, monkeypatch):
+def add_method(folder, monkeypatch, name, code):
+    """Add a module to the methods, as a user would with a file in coincide/methods."""
+    (folder / f"{name}.py").write_text(code)
+    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(folder)])
+    methods.names.cache_clear()
+    monkeypatch.delitem(sys.modules, f"coincide.methods.{name}", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _restore_names():
+    yield
+    methods.names.cache_clear()
+
+
+def test_the_method_in_the_docs_works_unchanged(tmp_path, monkeypatch):
     text = (REPO / "docs/methods.md").read_text()
     code = text.split("```python\n")[1].split("```")[0]
     assert len(code.splitlines()) < 30
-    (tmp_path / "own.py").write_text(code)
-    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
+    add_method(tmp_path, monkeypatch, "documented", code)
     scores = pd.DataFrame({"loss": [0.1, 1.0, 1.1, 1.2, 9.0], "el2n": [0.1, 0.5, 0.7, 0.6, 9.0]})
-    assert pick("own", Given(clusters=clusters_of(5), sample_metrics=scores), 2, widest=0.8)[0] == [2, 3]
+    assert pick("documented", InMemory(clusters=clusters_of(5), sample_metrics=scores), 2, widest=0.8)[0] == [2, 3]
     with pytest.raises(ValueError, match="widest"):
-        methods.settings("own", {"widest": 2.0})
+        methods.settings("documented", {"widest": 2.0})
+
+
+@pytest.mark.parametrize("needs", ['("scores",)', '"clip_scores"', "None"])
+def test_a_wrong_needs_entry_is_reported_with_the_method(tmp_path, monkeypatch, needs):
+    add_method(tmp_path, monkeypatch, "mistaken", f"NEEDS = {needs}")
+    with pytest.raises(UserError, match=r"method 'mistaken': NEEDS is .* sample_metrics, clip_scores, difficulty"):
+        methods.needs("mistaken")
+
+
+@pytest.mark.parametrize("artefact", ["sample_metrics", "clip_scores", "clip_embeddings", "difficulty"])
+def test_reading_an_artefact_that_is_not_declared_is_reported_with_the_method(tmp_path, artefact):
+    clusters_of(2).to_parquet(tmp_path / "clusters.parquet")
+    inputs = MethodInputs(tmp_path / "clusters.parquet", tmp_path, [], [], [], method="mistaken")
+    with pytest.raises(UserError, match=r"method 'mistaken' reads \w+: add '\w+' to its NEEDS"):
+        getattr(inputs, artefact)
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        ("[0, 1, 2]", r"must return \(indices, scores\); it returned list"),
+        ("([0, 1], range(5))", r"must return 3 integer indices of rows; it returned shape \(2,\)"),
+        ("([0.0, 1.0, 2.0], range(5))", "must return 3 integer indices of rows; .* dtype float64"),
+        ("([0, 1, 1], range(5))", r"must return distinct indices in 0\.\.4"),
+        ("([0, 1, 5], range(5))", r"must return distinct indices in 0\.\.4"),
+        ("([0, 1, 2], range(3))", r"must return one score for each of the 5 samples; it returned shape \(3,\)"),
+    ],
+)
+def test_a_wrong_result_is_reported_with_the_method(tmp_path, monkeypatch, result, message):
+    code = f"NEEDS = ()\n\ndef pick(inputs, count, *, seed):\n    return {result}\n"
+    add_method(tmp_path, monkeypatch, "mistaken", code)
+    with pytest.raises(UserError, match=f"method 'mistaken': pick {message}"):
+        pick("mistaken", InMemory(clusters=clusters_of(5)), 3)
+
+
+def test_the_registry_imports_without_heavy_packages():
+    code = "import sys, coincide.methods; print(*{'pandas', 'numba', 'torch'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
 
 
 @pytest.mark.workflow
 def test_a_run_of_every_method(finished, tmp_path):
-    place = Workplace(tmp_path)
+    workplace = Workplace(tmp_path)
     shutil.copytree(finished / "resources", tmp_path / "resources")
     small = yaml.safe_load((REPO / "tests/config/small.yaml").read_text())
     small["reference_model"]["sample_metrics"] = True
     small["selection"]["methods"] = ["coincide", *methods.names()]
     (tmp_path / "methods.yaml").write_text(yaml.safe_dump(small))
-    code, output = place.run("select", config=tmp_path / "methods.yaml")
+    code, output = workplace.run("select", config=tmp_path / "methods.yaml")
     assert code == 0, output
     run = tmp_path / "results/small"
     n = len(pd.read_parquet(run / "manifest.parquet"))
     coresets = {m: pd.read_parquet(run / f"coresets/{m}/0.2/coreset.parquet") for m in small["selection"]["methods"]}
     assert all(len(c) == c["sample_id"].nunique() == n // 5 for c in coresets.values())
-    # the scores that came with the activations changed nothing of them
+    # extracting sample metrics as well does not change the activations
     for method in ("coincide", "random"):
         path = f"results/small/coresets/{method}/0.2/coreset.parquet"
         assert (tmp_path / path).read_bytes() == (finished / path).read_bytes()

@@ -1,16 +1,21 @@
-"""Steps 3 to 7 of the method against a slow and obvious version written from DESIGN.md's formulas."""
+"""The steps from clusters to a coreset, against a slow and obvious version of the published formulas."""
 
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import coincide
-from coincide.base.rows import Rows, members_by_cluster
-from coincide.selection import kernel_gpu as device_kernel
+from coincide.base.clustered_rows import ClusteredRows
+from coincide.selection import kernel_gpu
 from coincide.selection.budget import total_budget
+from coincide.selection.density import cluster_densities
+from coincide.selection.picks import pick_members, rank_picks
+
+BATCHED = "cpu:0"  # a torch device like a GPU: clusters in batches
 
 # --- the slow and obvious version -----------------------------------------------------------------
 
@@ -38,17 +43,17 @@ def slow_density(members, gamma):
 
 
 def slow_allocate(scores, sizes, budget, temperature):
-    """One walk from the largest share to the smallest, the softmax taken anew over those left."""
-    given = [0] * len(scores)
-    left = budget
+    """One pass from the largest share to the smallest; the softmax is recomputed over the clusters not yet visited."""
+    budgets = [0] * len(scores)
+    remaining = budget
     waiting = sorted((i for i in range(len(scores)) if sizes[i]), key=lambda i: (-scores[i], i))
     while waiting:
         top = max(scores[i] for i in waiting)
         weights = [math.exp((scores[i] - top) / temperature) for i in waiting]
         i = waiting.pop(0)
-        given[i] = min(round(left * weights[0] / sum(weights)), sizes[i])
-        left -= given[i]
-    return given
+        budgets[i] = min(round(remaining * weights[0] / sum(weights)), sizes[i])
+        remaining -= budgets[i]
+    return budgets
 
 
 def slow_mmd(picks, members, gamma):
@@ -59,12 +64,12 @@ def slow_mmd(picks, members, gamma):
 
 
 def slow_picks(members, m, gamma):
-    """Every candidate set evaluated anew at each pick."""
+    """Re-evaluate every candidate set at each pick."""
     picks = []
     for _ in range(m):
         values = {i: slow_mmd([*picks, i], members, gamma) for i in range(len(members)) if i not in picks}
-        least = min(values.values())
-        picks.append(min(i for i, value in values.items() if value <= least + 1e-12))
+        smallest = min(values.values())
+        picks.append(min(i for i, value in values.items() if value <= smallest + 1e-12))
     return picks
 
 
@@ -95,7 +100,7 @@ def test_picks_of_a_cluster_too_large_for_its_kernel_are_the_same(monkeypatch, d
 @given(st.integers(0, 2**32 - 1), st.integers(1, 20), st.sampled_from([0.1, 0.5, 1.0]))
 def test_permuting_the_rows_permutes_the_picks(seed, clusters, fraction):
     rng = np.random.default_rng(seed)
-    x = rng.normal(size=(60, 5)).astype(np.float16)  # no two rows alike, no cluster of two: no ties
+    x = rng.normal(size=(60, 5)).astype(np.float16)  # distinct rows, clusters of three or more: no ties
     labels = np.concatenate([np.repeat(np.arange(clusters), 3), rng.integers(0, clusters, 60 - 3 * clusters)])
     centroids = rng.normal(size=(clusters, 5))
     order = rng.permutation(60)
@@ -106,69 +111,68 @@ def test_permuting_the_rows_permutes_the_picks(seed, clusters, fraction):
 
 
 def test_groups_of_clusters_give_the_same_as_all_at_once():
-    from coincide.selection.select import cluster_group, pick_members, rank_picks
-
     rng = np.random.default_rng(2)
     x, labels = rng.normal(size=(300, 6)).astype(np.float16), rng.integers(0, 25, 300)
     whole = coincide.select(x, labels, rng.normal(size=(25, 6)), fraction=0.4)
-    for groups in (1, 3, 40):
-        parts = [cluster_group(labels, group, groups) for group in range(groups)]
-        assert np.concatenate(parts).tolist() == list(range(25))
-        densities = np.concatenate([coincide.density(x, labels, clusters=part) for part in parts])
+    clustered = ClusteredRows(x, labels)
+    for count in (1, 3, 40):
+        groups = [clustered.group(index, count) for index in range(count)]
+        assert np.concatenate(groups).tolist() == list(range(25))
+        densities = np.concatenate([coincide.density(x, labels, clusters=group) for group in groups])
         assert densities.tolist() == whole.cluster_stats["density"].tolist()
-        picks = [pick_members(x, labels, whole.cluster_stats, clusters=part) for part in parts]
+        picks = [pick_members(clustered, whole.cluster_stats, clusters=group) for group in groups]
         assert rank_picks(np.concatenate(picks), labels, whole.cluster_stats).tolist() == whole.indices.tolist()
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.sampled_from([0.1, 0.5, 1.0]))
-def test_many_clusters_at_a_time_give_the_same_as_one_by_one(seed, k, fraction):
+def test_batches_of_clusters_give_the_same_as_each_cluster_separately(seed, k, fraction):
     rng = np.random.default_rng(seed)
     x = (rng.normal(size=(80, 6)) / 4 + 1).astype(np.float16)
     labels = rng.integers(0, k, len(x))
     x[labels == 0] = x[0]  # copies: ties
-    members = members_by_cluster(labels, k)
-    budgets = np.array([round(fraction * len(m)) for m in members])
-    expected = [coincide.greedy_mmd(x[m], b).tolist() if b else [] for m, b in zip(members, budgets)]
-    batches = (device_kernel.BYTES, device_kernel._bytes(30, 6), 1)  # all in one, some, each alone
-    for at_once in batches:
+    clustered = ClusteredRows(x, labels, k)
+    budgets = np.array([round(fraction * size) for size in clustered.sizes])
+    stats = pd.DataFrame({"share": -np.arange(k), "budget": budgets})  # picks in the order of the clusters
+    members = [m for m, b in zip(clustered.members, budgets) if b]
+    expected = [m[coincide.greedy_mmd(x[m], b)] for m, b in zip(members, budgets[budgets > 0])]
+    expected = np.concatenate([np.empty(0, int), *expected])
+    limits = (kernel_gpu.BATCH_BYTES, kernel_gpu.cluster_bytes(30, 6), 1)  # one batch, several, none
+    for limit in limits:
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(device_kernel, "BYTES", at_once)
-            found = device_kernel.picks_on("cpu", Rows(x), members, budgets, gamma=1.0)
-            assert [p.tolist() for p in found] == expected
-            dense = device_kernel.densities_on("cpu", Rows(x), members, gamma=1.0)
-        own = coincide.density(x, labels)
-        np.testing.assert_allclose(dense[: len(own)], own, rtol=1e-12)
-        assert np.isnan(dense[len(own) :]).all()
+            patched.setattr(kernel_gpu, "BATCH_BYTES", limit)
+            assert pick_members(clustered, stats, device=BATCHED).tolist() == expected.tolist()
+            densities = cluster_densities(clustered, device=BATCHED)
+        separate = coincide.density(x, labels)
+        np.testing.assert_allclose(densities[: len(separate)], separate, rtol=1e-12)
+        assert np.isnan(densities[len(separate) :]).all()
 
 
-def test_draws_in_place_of_mmd_keep_the_budgets():
-    from coincide.selection.select import cluster_group, pick_members
-
+def test_random_draws_keep_the_budgets():
     rng = np.random.default_rng(0)
     x, labels = rng.normal(size=(200, 4)).astype(np.float32), rng.integers(0, 7, 200)
     stats = coincide.select(x, labels, rng.normal(size=(7, 4)), fraction=0.3, temperature=9.0).cluster_stats
-    drawn = pick_members(x, labels, stats, within="random", seed=3)
+    clustered = ClusteredRows(x, labels)
+    drawn = pick_members(clustered, stats, within="random", seed=3)
     assert np.bincount(labels[drawn], minlength=7).tolist() == stats["budget"].tolist()
     assert len(set(drawn.tolist())) == 60
-    parts = [
-        pick_members(x, labels, stats, within="random", seed=3, clusters=cluster_group(labels, i, 3)) for i in range(3)
-    ]
-    assert sorted(np.concatenate(parts)) == sorted(drawn)  # however the clusters are split over jobs
-    assert sorted(pick_members(x, labels, stats, within="random", seed=4)) != sorted(drawn)
+    groups = [clustered.group(index, 3) for index in range(3)]
+    of_groups = [pick_members(clustered, stats, within="random", seed=3, clusters=group) for group in groups]
+    assert sorted(np.concatenate(of_groups)) == sorted(drawn)  # independent of how clusters are divided among jobs
+    assert sorted(pick_members(clustered, stats, within="random", seed=4)) != sorted(drawn)
 
 
 def test_picks_of_degenerate_clusters():
-    one = np.ones((1, 3), np.float16)
-    assert coincide.greedy_mmd(one, 1).tolist() == [0]
-    assert coincide.greedy_mmd(one, 0).tolist() == []
-    equal = np.repeat(one, 5, axis=0)
+    single = np.ones((1, 3), np.float16)
+    assert coincide.greedy_mmd(single, 1).tolist() == [0]
+    assert coincide.greedy_mmd(single, 0).tolist() == []
+    equal = np.repeat(single, 5, axis=0)
     assert coincide.greedy_mmd(equal, 3).tolist() == [0, 1, 2]  # ties: the lowest position
     assert sorted(coincide.greedy_mmd(np.eye(4), 4).tolist()) == [0, 1, 2, 3]
 
 
 def test_picks_worked_by_hand():
-    # Three points on a line: the middle one stands for all; then both ends are equal, the lower wins.
+    # Three points on a line: the middle one represents all; then both ends are tied, the lower position wins.
     assert coincide.greedy_mmd(np.array([[0.0], [1.0], [2.0]]), 3).tolist() == [1, 0, 2]
 
 
@@ -246,22 +250,22 @@ def test_density_does_not_suffer_from_a_large_common_mean():
     st.integers(0, 250),
     st.sampled_from([0.05, 0.1, 1.0]),
 )
-def test_budgets_equal_the_published_walk_and_add_up(clusters, budget, temperature):
+def test_budgets_equal_the_published_procedure_and_add_up(clusters, budget, temperature):
     scores, sizes = map(list, zip(*clusters))
-    given_ = coincide.allocate(scores, sizes, budget, temperature=temperature)
-    assert given_.sum() == min(budget, sum(sizes))
-    assert ((given_ >= 0) & (given_ <= sizes)).all()
-    walk = slow_allocate(scores, sizes, min(budget, sum(sizes)), temperature)
-    if sum(walk) == given_.sum():  # where the published walk meets the budget, it is the walk
-        assert given_.tolist() == walk
+    budgets = coincide.allocate(scores, sizes, budget, temperature=temperature)
+    assert budgets.sum() == min(budget, sum(sizes))
+    assert ((budgets >= 0) & (budgets <= sizes)).all()
+    published = slow_allocate(scores, sizes, min(budget, sum(sizes)), temperature)
+    if sum(published) == budgets.sum():  # the published procedure does not always meet the budget
+        assert budgets.tolist() == published
 
 
 def test_budgets_worked_by_hand():
-    # Equal scores: round(5 · 1/2) = 2 by half-to-even, the rest goes on.
+    # Equal scores: round(5 · 1/2) = 2 by half-to-even; the second cluster gets the remainder.
     assert coincide.allocate([1.0, 1.0], [10, 10], 5).tolist() == [2, 3]
     # The first cluster would get nearly all, but has 3; the rest is divided equally.
     assert coincide.allocate([5.0, 1.0, 1.0], [3, 10, 10], 7).tolist() == [3, 2, 2]
-    # The last cluster is too small: what it can't give goes back to those with room.
+    # The last cluster is too small: the remainder goes to the clusters with members left.
     assert coincide.allocate([1.0, 0.9], [10, 1], 8).tolist() == [7, 1]
 
 
@@ -272,7 +276,7 @@ def test_budgets_with_scores_that_differ_by_a_hundred_orders():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (([1.0], [1, 2], 1), "one length"),
+        (([1.0], [1, 2], 1), "equal length"),
         (([1.0], [1], -1), "negative"),
         (([np.inf, 0.0], [1, 1], 1), "cluster 0"),
     ],
@@ -306,9 +310,9 @@ def example(seed, n=80, d=6, k=7):
 def test_selection_equals_the_slow_version(seed):
     x, labels, centroids = example(seed)
     k = len(centroids)
-    transfer = slow_transferability(centroids, 0.9)
-    dense = [slow_density(x[labels == c], 1.0) for c in range(k)]
-    scores = [t / d for t, d in zip(transfer, dense)]
+    transferabilities = slow_transferability(centroids, 0.9)
+    densities = [slow_density(x[labels == c], 1.0) for c in range(k)]
+    scores = [t / d for t, d in zip(transferabilities, densities)]
     budgets = slow_allocate(scores, np.bincount(labels).tolist(), 16, 0.1)
     expected = []
     for c in sorted(range(k), key=lambda c: (-scores[c], c)):
@@ -332,7 +336,7 @@ def test_selection_keeps_the_fraction_and_no_row_twice(seed, fraction):
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 1000))
-def test_order_of_the_rows_does_not_matter(seed):
+def test_the_order_of_the_rows_does_not_matter(seed):
     x, labels, centroids = example(seed)
     order = np.random.default_rng(seed).permutation(len(x))
     straight = coincide.select(x, labels, centroids, fraction=0.3).indices
