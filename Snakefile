@@ -10,9 +10,10 @@ from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version
 
 from coincide import methods
-from coincide.workflow.config import EVEN_MIX, MINI_MIX, TINY_MODELS, ConfigError
+from coincide.base.errors import UserError
+from coincide.workflow.config import EVEN_MIX, MINI_MIX, TINY_MODELS
 from coincide.workflow.job import offer_package
-from coincide.workflow.lock import RunIsLocked, hold_run
+from coincide.workflow.lock import hold_run
 from coincide.workflow.overlay import check_runs
 from coincide.workflow.plan import cancel_orphans, write_plans
 from coincide.workflow.stages import CORESET, Runs, section_settings
@@ -26,7 +27,7 @@ configfile: "config.yaml"
 try:
     # Jobs read this file again; the files that the config names were checked before the jobs started.
     runs = Runs(check_runs(config, files=workflow.is_main_process))
-except ConfigError as error:
+except UserError as error:
     raise WorkflowError(str(error))
 COMPARISON = f"results/{config['run']}-comparison"
 # Scripts read their settings from here, by run, with defaults filled in. The settings that change results are also
@@ -78,7 +79,7 @@ onstart:
     try:
         for folder in [*sorted(folders), *["resources"] * builds_resources()]:
             hold_run(folder)
-    except RunIsLocked as error:
+    except UserError as error:
         raise WorkflowError(str(error))
     for folder in folders:
         for name in cancel_orphans(folder):
