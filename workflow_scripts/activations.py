@@ -11,7 +11,7 @@ from coincide.workflow.job import start
 config = start(snakemake)
 
 from coincide.base.tables import write_table
-from coincide.dataset.manifest import rejected_table
+from coincide.dataset.samples import rejected_table
 from coincide.extraction.activations import extract_shard
 
 rejected = extract_shard(

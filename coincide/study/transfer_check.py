@@ -16,7 +16,7 @@ from scipy import stats
 from coincide.base.progress import Progress
 from coincide.base.rows import members_by_cluster, unit_rows
 from coincide.base.sections import Training
-from coincide.models.loading import load_model, placed
+from coincide.models.loading import load_model, move_to_model
 from coincide.study.comparison import interval
 from coincide.training.finetune import Collator, finetune
 
@@ -62,7 +62,7 @@ def answer_loss(model, processor, records, images, *, batch_size):
         batch = collate([{"row": row} for row in range(start, min(len(records), start + batch_size))])
         labels = batch.pop("labels").to(model.device)
         with torch.inference_mode():
-            logits = model(**placed(batch, model)).logits[:, :-1].float()
+            logits = model(**move_to_model(batch, model)).logits[:, :-1].float()
         loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels[:, 1:], reduction="none")
         count = (labels[:, 1:] != -100).sum(dim=1)
         losses += (loss.sum(dim=1) / count.clamp(min=1))[count > 0].tolist()
