@@ -172,7 +172,7 @@ def _extract_window(
     groups: Iterable[list[Encoded | RejectedSample]],
     progress: Progress,
 ) -> tuple[list[Sample], NDArray[np.float32], list[RejectedSample]]:
-    """Read the samples of a window: (samples kept, (n, columns) matrix of theirs, samples rejected)."""
+    """Read the samples of a window: (kept samples, (n, columns) matrix of their vectors, rejected samples)."""
     rows, rejected = [], []
     for group in groups:
         rejected += [result for result in group if isinstance(result, RejectedSample)]

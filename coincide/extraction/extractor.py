@@ -177,7 +177,7 @@ def build_extractor(
         reference: ReferenceModel section of the config; its layers may be fractions of depth.
 
     Raises:
-        ValueError: the model does not have one of the layers.
+        LayerError: the model does not have one of the layers.
     """
     encoder = Encoder(
         processor,

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from coincide.base.activation_store import write_activations
+from coincide.base.activation_store import StorageError, write_activations
 from coincide.base.files import link_or_copy, replacing
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def merge_sample_metrics(sample_ids: Sequence[str], shards: Sequence[str | Path]
         output: folder to write; empty if the shards' folders are.
 
     Raises:
-        ValueError: the shards do not hold the samples of the manifest.
+        StorageError: the shards do not hold the samples of the manifest.
     """
     with replacing(output) as folder:
         folder.mkdir()
@@ -136,7 +136,10 @@ def merge_sample_metrics(sample_ids: Sequence[str], shards: Sequence[str | Path]
             return
         table = pd.concat([pd.read_parquet(path) for path in paths], ignore_index=True)
         if table["sample_id"].tolist() != list(sample_ids):
-            raise ValueError(f"{Path(shards[0]).parent}: the sample metrics are not those of the manifest's samples")
+            raise StorageError(
+                f"{Path(shards[0]).parent}: the sample metrics are not those of the manifest's samples: "
+                "delete the shards' sample metrics and run again"
+            )
         table.to_parquet(folder / "sample_metrics.parquet", index=False)
         for name in EMBEDDINGS:
             embedding_folder = folder / f"{name}.parquet"

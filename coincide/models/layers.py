@@ -4,6 +4,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from coincide.base.errors import UserError
+
+
+class LayerError(UserError):
+    """Layers that a model does not have, or that are named twice."""
+
 
 def resolve_layers(layers: Sequence[int | float], depth: int) -> list[int]:
     """Zero-based decoder layers from indices or fractions of depth.
@@ -16,14 +22,14 @@ def resolve_layers(layers: Sequence[int | float], depth: int) -> list[int]:
         depth: number of decoder layers.
 
     Raises:
-        ValueError: the model does not have a layer, or a layer is named twice.
+        LayerError: the model does not have a layer, or a layer is named twice.
     """
     indices = [max(round(layer * depth) - 1, 0) if isinstance(layer, float) else layer for layer in layers]
     for layer, index in zip(layers, indices):
         if not 0 <= index < depth:
-            raise ValueError(f"layer {layer} does not exist: the model has {depth} decoder layers, 0 to {depth - 1}")
+            raise LayerError(f"layer {layer} does not exist: the model has {depth} decoder layers, 0 to {depth - 1}")
     if len(set(indices)) < len(indices):
-        raise ValueError(f"layers {list(layers)} name a layer twice: they are {indices} of {depth}")
+        raise LayerError(f"layers {list(layers)} name a layer twice: they are {indices} of {depth}")
     return indices
 
 

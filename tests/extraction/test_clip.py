@@ -1,4 +1,4 @@
-"""CLIP scores against one sample at a time, and a CLIP built here that learns something."""
+"""CLIP scores against one sample at a time, with a CLIP model trained here on colours."""
 
 import numpy as np
 import pytest

@@ -33,10 +33,10 @@ def loaded(tiny_model):
 
 @pytest.fixture
 def conversations(tiny_data):
-    """Samples: one question about an image, two questions."""
-    one = next(r for r in tiny_data[0] if "image" in r and len(r["conversations"]) == 2)
-    two = next(r for r in tiny_data[0] if len(r["conversations"]) == 4)
-    return copy.deepcopy([one, two]), tiny_data[1]
+    """(records, images folder): one record with an image and one question, one record with two questions."""
+    single = next(r for r in tiny_data[0] if "image" in r and len(r["conversations"]) == 2)
+    double = next(r for r in tiny_data[0] if len(r["conversations"]) == 4)
+    return copy.deepcopy([single, double]), tiny_data[1]
 
 
 def encoder_with(loaded, folder, template):
