@@ -1,33 +1,37 @@
-"""Time extraction against the published script's way, on one small model and the default mix, in one run.
+"""Time extraction against the published script's procedure, with a small model on the default mix, in one run.
 
     .venv/bin/python bench/extraction.py [--output bench/results/extraction] [--samples 192]
     .venv/bin/python bench/extraction.py --shape 2b --dtype bfloat16 --device cuda    # on a GPU
 
-The published way: batches of 8 in dataset order, padded to the longest, eager attention, layers one by
-one up to the last needed, nothing reused, images opened in line. The steps from there to ours are timed
-one after the other. `--shape 2b` is TinyLLaVA's: 24 layers, h = 2048, a SigLIP-so400m-shaped tower,
-729 visual tokens; its share of the peak counts the operations of our way, with `--peak` in TFLOP/s.
+The published procedure: batches of 8 in dataset order, padded to the longest, eager attention, the layers up to the
+last one needed, no reuse of images, images opened in the same process. The steps from there to our procedure are timed
+one after the other. `--shape 2b` has the shape of TinyLLaVA: 24 layers, h = 2048, a vision tower like SigLIP-so400m,
+729 visual tokens. With `--peak`, in TFLOP/s, the share of the device's peak is the operations of our procedure over
+the time it takes.
 """
 
 import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
 from common import parser, write
 
-from coincide.base.sections import Shape
+from coincide.base.sections import Dtype, ReferenceModel, Shape
 from coincide.dataset.formats import read_records
 from coincide.dataset.images import image_names, open_image
+from coincide.dataset.samples import Sample
 from coincide.demo.mini_mix import write_mini_mix
 from coincide.demo.tiny_models import CHAT_TEMPLATE, build_model
-from coincide.extraction.activations import decoder_layers, extractor_of, loader_workers
-from coincide.extraction.encoding import Encoded, encoded_groups, group_by_images
+from coincide.extraction.encoding import Encoded, encoded_groups, group_by_images, loader_workers
+from coincide.extraction.extractor import build_extractor
+from coincide.extraction.features import decoder_layers
 from coincide.extraction.packing import batches
 from coincide.models.chat import encode, fixed_prefix, render
-from coincide.models.loading import DTYPES, load_model
+from coincide.models.loading import load_model
 
 LAYERS = [3, 7, 11, 15, 19]
 SMALL = {
@@ -41,11 +45,11 @@ TINY_LLAVA = {
 
 
 def published(model, processor, samples, images):
-    """(vectors, tokens) by sample, as the published script goes through a dataset."""
-    found, tokens, prefix = {}, 0, fixed_prefix(processor)
+    """(vectors by dataset row, tokens, share of the time waited) of the published procedure, which never waits."""
+    vectors, tokens, prefix = {}, 0, fixed_prefix(processor)
     outputs, handles = {}, []
 
-    class Stop(Exception):
+    class LastLayerReached(Exception):
         pass
 
     for layer in LAYERS:
@@ -53,16 +57,16 @@ def published(model, processor, samples, images):
         def hook(module, args, output, layer=layer):
             outputs[layer] = output
             if layer == LAYERS[-1]:
-                raise Stop
+                raise LastLayerReached
 
         handles.append(decoder_layers(model)[layer].self_attn.o_proj.register_forward_hook(hook))
     for start in range(0, len(samples), 8):
         batch = samples[start : start + 8]
-        rendered = [render(processor, s["record"]["conversations"]) for s in batch]
-        pictures = [[open_image(images, name) for name in image_names(s["record"])] for s in batch]
-        inputs, masks, _ = encode(processor, rendered, pictures)
+        rendered = [render(processor, sample.record["conversations"]) for sample in batch]
+        opened = [[open_image(images, name) for name in image_names(sample.record)] for sample in batch]
+        inputs, masks, _ = encode(processor, rendered, opened)
         tokens += inputs["input_ids"].numel()
-        with torch.inference_mode(), suppress(Stop):
+        with torch.inference_mode(), suppress(LastLayerReached):
             model(**inputs.to(model.device, model.dtype), use_cache=False)
         for i, sample in enumerate(batch):
             text = masks.text[i].copy()
@@ -73,77 +77,86 @@ def published(model, processor, samples, images):
                     mean = outputs[layer][i][torch.from_numpy(mask).to(model.device)].float().mean(dim=0)
                     mean = torch.nan_to_num(mean)
                     blocks.append(torch.nn.functional.normalize(torch.tanh(mean), dim=0))
-            found[sample["position"]] = (torch.cat(blocks) / (2 * len(LAYERS)) ** 0.5).cpu().numpy()
+            vectors[sample.dataset_row] = (torch.cat(blocks) / (2 * len(LAYERS)) ** 0.5).cpu().numpy()
     for handle in handles:
         handle.remove()
-    return found, tokens, 0.0
+    return vectors, tokens, 0.0
 
 
-def in_order(rows, batch_tokens):
+def batches_in_order(rows, batch_tokens):
     """Batches of 8 rows in their order."""
     return (rows[i : i + 8] for i in range(0, len(rows), 8))
 
 
-def ours(model, processor, samples, images, *, ordered, share, batch_tokens, workers):
-    """(vectors, tokens, share of the time waited) by sample: extraction without its files."""
-    extractor, encoder = extractor_of(model, processor, images, LAYERS, batch_tokens, 4096)
+def open_extractor(model, processor, images, batch_tokens):
+    """(Extractor, Encoder) of a loaded model."""
+    reference = ReferenceModel(name="benchmark", layers=LAYERS, batch_tokens=batch_tokens, max_tokens=4096)
+    return build_extractor(model, processor, images, reference)
+
+
+def ours(model, processor, samples, images, *, by_length, share, batch_tokens, workers):
+    """(vectors by dataset row, tokens, share of the time waited) of our procedure, without writing files."""
+    extractor, encoder = open_extractor(model, processor, images, batch_tokens)
     extractor.share = share
     groups = group_by_images(samples) if share else [[sample] for sample in samples]
     rows, began, waited = [], time.perf_counter(), 0.0
-    ready = encoded_groups(groups, encoder, workers)
+    encoded = encoded_groups(groups, encoder, workers)
     for _ in groups:
-        asked = time.perf_counter()
-        group = next(ready)
-        waited += time.perf_counter() - asked
-        assert all(isinstance(one, Encoded) for one in group), group
+        waiting_since = time.perf_counter()
+        group = next(encoded)
+        waited += time.perf_counter() - waiting_since
+        assert all(isinstance(result, Encoded) for result in group), group
         rows += extractor.rows(group)
-    found = {}
-    for batch in (batches if ordered else in_order)(rows, extractor.batch_tokens):
-        found |= {sample["position"]: vector for sample, vector in extractor.run(batch)}
-    return found, extractor.tokens, waited / (time.perf_counter() - began)
+    vectors = {}
+    for batch in (batches if by_length else batches_in_order)(rows, extractor.batch_tokens):
+        vectors |= {sample.dataset_row: vector for sample, vector in extractor.run(batch)}
+    return vectors, extractor.tokens, waited / (time.perf_counter() - began)
 
 
-def operations(model, processor, samples, images):
-    """Multiplications and additions of our way, in all: linear layers of tower and decoder, and attention."""
-    extractor, encoder = extractor_of(model, processor, images, LAYERS, 1, 4096)
+def count_operations(model, processor, samples, images):
+    """Multiplications and additions of our procedure: linear layers of vision tower and decoder, and attention."""
+    extractor, encoder = open_extractor(model, processor, images, batch_tokens=1)
     extractor.share = True
-    text = model.config.get_text_config()
-    layer = decoder_layers(model)[0]
-    a_token = 2 * sum(m.weight.numel() for m in layer.modules() if isinstance(m, torch.nn.Linear))
-    tower = model.model.vision_tower
-    a_patch = 2 * sum(m.weight.numel() for m in tower.modules() if isinstance(m, torch.nn.Linear))
+    hidden_size = model.config.get_text_config().hidden_size
+    vision = model.config.vision_config
+    per_token = 2 * count_linear_weights(decoder_layers(model)[0])
+    per_patch = 2 * count_linear_weights(model.model.vision_tower)
     total = 0
     for group in group_by_images(samples):
         for row in extractor.rows(encoder(group)):
-            length, images_in = len(row), row.encoded[0].masks.visual.any()
-            total += LAYERS[-1] * (length * a_token + 2 * length**2 * text.hidden_size)
-            if images_in:
-                patches, config = int(row.encoded[0].masks.visual.sum()), model.config.vision_config
-                total += patches * a_patch + 4 * patches**2 * config.hidden_size * config.num_hidden_layers
+            length, patches = len(row), int(row.encoded[0].masks.visual.sum())
+            total += LAYERS[-1] * (length * per_token + 2 * length**2 * hidden_size)
+            total += patches * per_patch + 4 * patches**2 * vision.hidden_size * vision.num_hidden_layers
     return total
 
 
-def compare(found, reference):
-    """(largest relative difference, smallest cosine) of the vectors of two ways."""
-    a, b = (np.array([f[p] for p in sorted(reference)], np.float64) for f in (found, reference))
-    norms = np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1)
-    return float((np.linalg.norm(a - b, axis=1) / norms[1]).max()), float(
-        ((a * b).sum(axis=1) / norms[0] / norms[1]).min()
-    )
+def count_linear_weights(module):
+    """Weights of the linear layers of a module."""
+    return sum(layer.weight.numel() for layer in module.modules() if isinstance(layer, torch.nn.Linear))
+
+
+def compare(vectors, reference):
+    """(largest relative difference, smallest cosine) between the vectors of two procedures."""
+    a, b = (np.array([v[row] for row in sorted(reference)], np.float64) for v in (vectors, reference))
+    norm_a, norm_b = np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1)
+    difference = (np.linalg.norm(a - b, axis=1) / norm_b).max()
+    cosine = ((a * b).sum(axis=1) / norm_a / norm_b).min()
+    return float(difference), float(cosine)
 
 
 def choose(records, count):
-    """Samples of whole images drawn at random, in the mix's order: as many to an image as in the whole mix."""
-    groups = group_by_images([{"sample_id": str(i), "position": i, "record": r} for i, r in enumerate(records)])
-    drawn = np.random.default_rng(0).permutation(len(groups))
+    """At least `count` samples, all those of images drawn at random, in dataset order."""
+    samples = [Sample(str(row), row, record) for row, record in enumerate(records)]
+    groups = group_by_images(samples)
+    order = np.random.default_rng(0).permutation(len(groups))
     chosen = []
-    for i in drawn[:count]:
+    for i in order[:count]:
         chosen += groups[i] if len(chosen) < count else []
-    return sorted(chosen, key=lambda s: s["position"])
+    return sorted(chosen, key=lambda sample: sample.dataset_row)
 
 
 def prepare(folder, shape, count, device):
-    """Write mix and model; return (folder of the model, samples, folder of images)."""
+    """Write the mix and the model; return (folder of the model, samples, folder of images)."""
     write_mini_mix(folder / "mix", samples=21_000, pretrain_samples=22, test_samples=1, validation_samples=1, seed=0)
     records = read_records(folder / "mix/train.json")
     texts = [turn["value"] for record in records for turn in record["conversations"]]
@@ -151,11 +164,21 @@ def prepare(folder, shape, count, device):
     return folder / "model", choose(records, count), folder / "mix/images"
 
 
-def load(place, attention, dtype, device):
-    """Model with a kind of attention, and processor."""
-    model, processor = load_model(place, dtype=dtype, device=device)
+def load(folder, attention, dtype, device):
+    """(model, processor) with an attention implementation."""
+    model, processor = load_model(folder, dtype=dtype, device=device)
     model.set_attn_implementation(attention)
     return model, processor
+
+
+def time_procedure(procedure, model, processor, samples, images, device, **settings):
+    """(seconds, vectors, tokens, share of the time waited) of a procedure, after a first run on a few samples."""
+    procedure(model, processor, samples[:16], images, **settings)
+    if device != "cpu":
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    vectors, tokens, waited = procedure(model, processor, samples, images, **settings)
+    return time.perf_counter() - began, vectors, tokens, waited
 
 
 def main():
@@ -163,54 +186,49 @@ def main():
     arguments = parser(__doc__)
     arguments.add_argument("--samples", type=int, default=192)
     arguments.add_argument("--shape", choices=["small", "2b"], default="small")
-    arguments.add_argument("--dtype", choices=list(DTYPES), help="this one alone; float32 and bfloat16 if not given")
+    arguments.add_argument("--dtype", choices=get_args(Dtype), help="default: float32 and bfloat16")
     arguments.add_argument("--device", default="cpu")
     arguments.add_argument("--batch-tokens", type=int)
-    arguments.add_argument("--peak", type=float, help="TFLOP/s of the device, for its share")
+    arguments.add_argument("--peak", type=float, help="TFLOP/s of the device")
     options = arguments.parse_args()
     shape = {"small": SMALL, "2b": TINY_LLAVA}[options.shape]
-    tokens = {"batch_tokens": options.batch_tokens, "workers": loader_workers(options.device)}
+    base = {"by_length": True, "share": True, "batch_tokens": options.batch_tokens, "workers": 0}
     steps = [
-        ("published way", "eager", published, {}),
-        ("attention by sdpa", "sdpa", ours, {"ordered": False, "share": False, **tokens, "workers": 0}),
-        ("batches by length and tokens", "sdpa", ours, {"ordered": True, "share": False, **tokens, "workers": 0}),
-        ("images shared", "sdpa", ours, {"ordered": True, "share": True, **tokens, "workers": 0}),
-        ("as a job does it (ours)", "sdpa", ours, {"ordered": True, "share": True, **tokens}),
+        ("published procedure", "eager", published, {}),
+        ("attention by sdpa", "sdpa", ours, {**base, "by_length": False, "share": False}),
+        ("batches by length and tokens", "sdpa", ours, {**base, "share": False}),
+        ("images shared", "sdpa", ours, base),
+        ("worker processes (ours)", "sdpa", ours, {**base, "workers": loader_workers(options.device)}),
     ]
-    rows, reference = [], None
+    rows, reference, published_seconds = [], None, None
     with tempfile.TemporaryDirectory() as folder:
-        place, samples, images = prepare(Path(folder), shape, options.samples, options.device)
-        pictures = {name for s in samples for name in image_names(s["record"])}
-        print(f"{len(samples)} samples of {len(pictures)} images")
-        print("| dtype | step | samples/s | times the published way | tokens | difference | cosine | waited |")
+        model_folder, samples, images = prepare(Path(folder), shape, options.samples, options.device)
+        names = {name for sample in samples for name in image_names(sample.record)}
+        print(f"{len(samples)} samples of {len(names)} images")
+        print("| dtype | step | samples/s | times the published | tokens | difference | cosine | waited |")
         print("| --- | --- | --- | --- | --- | --- | --- | --- |")
-        base = None
         for dtype in [options.dtype] if options.dtype else ["float32", "bfloat16"]:
-            for name, attention, way, choices in (
-                steps if dtype == "float32" or options.dtype else [steps[0], steps[-1]]
-            ):
-                model, processor = load(place, attention, dtype, options.device)
-                way(model, processor, samples[:16], images, **choices)  # warm
-                if options.device != "cpu":
-                    torch.cuda.synchronize()
-                began = time.perf_counter()
-                found, seen, waited = way(model, processor, samples, images, **choices)
-                seconds = time.perf_counter() - began
-                base, reference = base or seconds, reference or found
-                difference, cosine = compare(found, reference)
+            all_steps = dtype == "float32" or options.dtype
+            for name, attention, procedure, settings in steps if all_steps else [steps[0], steps[-1]]:
+                model, processor = load(model_folder, attention, dtype, options.device)
+                seconds, vectors, tokens, waited = time_procedure(
+                    procedure, model, processor, samples, images, options.device, **settings
+                )
+                published_seconds, reference = published_seconds or seconds, reference or vectors
+                difference, cosine = compare(vectors, reference)
                 row = {
                     "dtype": dtype, "step": name, "samples_a_second": len(samples) / seconds,
-                    "ratio": base / seconds, "tokens": seen,
+                    "ratio": published_seconds / seconds, "tokens": tokens,
                     "difference": difference, "cosine": cosine, "waited": waited,
                 }  # fmt: skip
                 rows.append(row)
                 print(
-                    f"| {dtype} | {name} | {row['samples_a_second']:.2f} | {row['ratio']:.2f} | {seen:,} "
+                    f"| {dtype} | {name} | {row['samples_a_second']:.2f} | {row['ratio']:.2f} | {tokens:,} "
                     f"| {difference:.1e} | {cosine:.6f} | {waited:.1%} |",
                     flush=True,
                 )
         if options.peak:
-            share = operations(model, processor, samples, images) / seconds / options.peak / 1e12
+            share = count_operations(model, processor, samples, images) / seconds / options.peak / 1e12
             rows[-1]["share_of_peak"] = share
             print(f"share of {options.peak:g} TFLOP/s: {share:.1%}")
     device = torch.cuda.get_device_name() if options.device != "cpu" else "cpu"
@@ -220,13 +238,11 @@ def main():
         labels = [f"{row['step']}, {row['dtype']}" for row in rows]
         axis.barh(labels[::-1], [row["ratio"] for row in rows][::-1], color="#3465a4")
         axis.bar_label(axis.containers[0], fmt="%.1f", padding=3)
-        axis.set_xlabel("samples a second, times the published way")
+        axis.set_xlabel("samples per second, relative to the published procedure")
         axis.spines[["top", "right"]].set_visible(False)
         return figure
 
-    write(
-        options.output, plot, device=device, shape=options.shape, samples=len(samples), images=len(pictures), rows=rows
-    )
+    write(options.output, plot, device=device, shape=options.shape, samples=len(samples), images=len(names), rows=rows)
 
 
 if __name__ == "__main__":

@@ -86,17 +86,19 @@ def test_density_picks_and_transferability_are_those_of_the_cpu(monkeypatch):
 @pytest.mark.parametrize(("dtype", "close"), [("float32", 0.99999), ("bfloat16", 0.999), ("float16", 0.9999)])
 def test_activations_are_those_of_the_cpu(tiny_model, tiny_data, tmp_path, dtype, close):
     from coincide.base.activation_store import Activations
+    from coincide.base.sections import ReferenceModel
+    from coincide.dataset.samples import Sample
     from coincide.extraction.activations import extract
     from coincide.models.loading import load_model
 
     records, images = tiny_data
-    samples = [{"sample_id": r["id"], "position": i, "record": r} for i, r in enumerate(records)]
+    samples = [Sample(r["id"], i, r) for i, r in enumerate(records)]
     found = []
     for device, kind in (("cpu", "float32"), ("cuda", dtype)):
         model, processor = load_model(tiny_model, dtype=kind, device=device)
         output = tmp_path / f"{device}.parquet"
-        options = {"layers": [0, 2], "batch_tokens": 600, "max_tokens": 512, "metadata": {}, "workers": 1}
-        assert extract(model, processor, samples, images, output=output, **options) == []
+        reference = ReferenceModel(name="tiny", layers=[0, 2], batch_tokens=600, max_tokens=512)
+        assert extract(model, processor, samples, images, reference, output=output, workers=1) == []
         found.append(np.asarray(Activations(output)).astype(np.float64))
     cosines = (found[0] * found[1]).sum(axis=1) / np.linalg.norm(found[0], axis=1) / np.linalg.norm(found[1], axis=1)
     assert cosines.min() > close

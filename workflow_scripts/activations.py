@@ -11,7 +11,7 @@ from coincide.workflow.job import start
 config = start(snakemake)
 
 from coincide.base.tables import write_table
-from coincide.dataset.samples import Reason, RejectedSample, rejected_table
+from coincide.dataset.samples import rejected_table
 from coincide.extraction.activations import extract_shard
 
 rejected = extract_shard(
@@ -21,7 +21,4 @@ rejected = extract_shard(
     snakemake.output.activations,
     snakemake.output.sample_metrics,
 )
-rejected_samples = [
-    RejectedSample(row["sample_id"], row["position"], Reason(row["reason"]), row["detail"]) for row in rejected
-]
-write_table(rejected_table(rejected_samples), snakemake.output.rejected)
+write_table(rejected_table(rejected), snakemake.output.rejected)

@@ -1,7 +1,7 @@
 """Shards: one file of records per shard, so that a job reads only the records of its shard."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from coincide.base.files import replacing
+from coincide.dataset.samples import Sample
 
 LINES_PER_WRITE = 64
 
@@ -51,23 +52,23 @@ def write_shards(records: Iterable[Any], manifest: pd.DataFrame, shards: int, fo
             flush(shard)
 
 
-def read_shard(path):
-    """Read a shard: list of dicts of sample_id, position, record, in manifest order."""
+def read_shard(path: str | Path) -> list[Sample]:
+    """Read the samples of a shard, in manifest order."""
     with open(path, encoding="utf-8") as file:
         lines = sorted(map(json.loads, file), key=lambda line: line["place"])
-    return [{name: line[name] for name in ("sample_id", "position", "record")} for line in lines]
+    return [Sample(line["sample_id"], line["position"], line["record"]) for line in lines]
 
 
-def read_samples(paths, sample_ids):
-    """Yield (row, record) of the samples with these ids, row being their place among them, from all shards.
+def read_samples(paths: Iterable[str | Path], sample_ids: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (row, record) of chosen samples, in the order of the files.
 
     Args:
         paths: files of all shards.
-        sample_ids: of the samples wanted; of the others nothing is yielded.
+        sample_ids: ids of the chosen samples; `row` is the position in this sequence.
     """
-    row = {sample_id: i for i, sample_id in enumerate(sample_ids)}
+    rows = {sample_id: row for row, sample_id in enumerate(sample_ids)}
     for path in paths:
         with open(path, encoding="utf-8") as file:
             for line in map(json.loads, file):
-                if line["sample_id"] in row:
-                    yield row[line["sample_id"]], line["record"]
+                if line["sample_id"] in rows:
+                    yield rows[line["sample_id"]], line["record"]

@@ -1,1 +1,1 @@
-"""Activations of the reference model, one job per shard, and their merge."""
+"""Activations of the reference model, one job per shard, and their merge; sample metrics and CLIP scores."""

@@ -1,94 +1,121 @@
-"""CLIP: how well a sample's text fits its image (Radford et al. 2021; Hessel et al. 2021)."""
+"""CLIP scores: how well a sample's text fits its images (Radford et al. 2021; Hessel et al. 2021)."""
 
 import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from PIL.Image import Image
 from transformers import AutoProcessor, CLIPModel
 
 from coincide.base.devices import pick_device
 from coincide.base.progress import Progress
+from coincide.base.sections import ClipModel
 from coincide.dataset.conversation import IMAGE_MARK
 from coincide.dataset.images import ImageError, image_names, open_image
-from coincide.models.loading import DTYPES, placed
+from coincide.dataset.samples import Sample
+from coincide.models.loading import move_to_model
 
 log = logging.getLogger(__name__)
 
 EMBEDDING = np.dtype("<f2")
 
 
-def load_clip(name, *, revision=None, dtype="float32", device="auto"):
-    """(model, processor) of a CLIP, from a folder or the hub, safetensors only."""
-    model = CLIPModel.from_pretrained(name, revision=revision, dtype=DTYPES[dtype], use_safetensors=True)
-    return model.to(pick_device(device)).eval(), AutoProcessor.from_pretrained(name, revision=revision)
+def score_shard(samples: Sequence[Sample], images: str | Path, clip: ClipModel) -> pd.DataFrame:
+    """`clip_scores` of a shard's samples with the model of a ClipModel section."""
+    model, processor = load_clip(clip.name, revision=clip.revision, dtype=clip.dtype, device=clip.device)
+    return clip_scores(model, processor, samples, images, batch_size=clip.batch_size)
 
 
-def text_of(record):
-    """The words of a conversation, questions and answers, without image marks."""
-    return " ".join(turn["value"].replace(IMAGE_MARK, " ").strip() for turn in record["conversations"])
+def load_clip(
+    name: str | Path, *, revision: str | None = None, dtype: str = "float32", device: str = "auto"
+) -> tuple[Any, Any]:
+    """(model, processor) of a CLIP model from a folder or the hub, safetensors only."""
+    options: dict[str, Any] = {"revision": revision}  # transformers' annotation leaves out None
+    model = CLIPModel.from_pretrained(name, dtype=dtype, use_safetensors=True, **options)
+    return model.to(pick_device(device)).eval(), AutoProcessor.from_pretrained(name, **options)
 
 
-def clip_scores(model, processor, samples, images, *, batch_size):
-    """Cosine of image and text of each sample, of several images the mean, and the embeddings themselves.
+def clip_scores(
+    model: Any, processor: Any, samples: Sequence[Sample], images: str | Path, *, batch_size: int
+) -> pd.DataFrame:
+    """CLIP score and embeddings of each sample. The score is the cosine of its image and its text embedding.
 
     Args:
-        model, processor: of a CLIP. Text beyond its limit is cut off.
-        samples: list of dicts with sample_id and record (see `coincide.dataset.shards`).
+        model, processor: of a CLIP model. Text beyond its limit is truncated.
+        samples: n samples.
         images: folder that image names are relative to.
-        batch_size: samples at once.
+        batch_size: samples per batch.
 
     Returns:
-        table of sample_id, clip_score (NaN for a sample without an image that can be opened), embedding: float16
-        bytes of the image's unit vector (the mean of several; zeros of none) and, behind it, the text's.
+        Table of sample_id, clip_score and embedding. The embedding is the float16 bytes of the image's unit vector (the
+        mean for several images, zeros for none), then the text's. A sample with no image, or with one that cannot be
+        opened, has no image vector and the score NaN.
     """
     progress = Progress(len(samples), "CLIP scores")
     scores, embeddings = np.full(len(samples), np.nan), []
     for start in range(0, len(samples), batch_size):
         batch = samples[start : start + batch_size]
-        opened, of_sample = [], []
-        for i, sample in enumerate(batch):
-            try:
-                own = [open_image(images, name) for name in image_names(sample["record"])]
-            except ImageError as error:  # the reference model's job sets it aside
-                log.warning("%s: %s", sample["sample_id"], error)
-                continue
-            opened += own
-            of_sample += [i] * len(own)
-        text, pictures = _embedded(model, processor, [text_of(sample["record"]) for sample in batch], opened)
-        count = np.bincount(of_sample, minlength=len(batch))
-        mean = np.zeros((len(batch), text.shape[1]), np.float32)
-        np.add.at(mean, of_sample, pictures)
+        pictures, batch_row = _open_images(batch, images)
+        text_vectors, image_vectors = _unit_vectors(
+            model, processor, [text_of(sample.record) for sample in batch], pictures
+        )
+        count = np.bincount(batch_row, minlength=len(batch))
+        mean = np.zeros((len(batch), text_vectors.shape[1]), np.float32)
+        np.add.at(mean, batch_row, image_vectors)
         mean /= np.maximum(count, 1)[:, None]
-        scores[start : start + len(batch)] = np.where(count > 0, (mean * text).sum(axis=1), np.nan)
-        embeddings += [row.tobytes() for row in np.hstack([mean, text]).astype(EMBEDDING)]
+        cosine = (mean * text_vectors).sum(axis=1)
+        scores[start : start + len(batch)] = np.where(count > 0, cosine, np.nan)
+        embeddings += [row.tobytes() for row in np.hstack([mean, text_vectors]).astype(EMBEDDING)]
         progress.update(len(batch))
     progress.close()
-    return pd.DataFrame({"sample_id": [s["sample_id"] for s in samples], "clip_score": scores, "embedding": embeddings})
+    sample_ids = [sample.id for sample in samples]
+    return pd.DataFrame({"sample_id": sample_ids, "clip_score": scores, "embedding": embeddings})
 
 
-def _embedded(model, processor, texts, pictures):
-    """((t, e) unit vectors of texts, (p, e) of pictures)."""
+def _open_images(batch, folder):
+    """(images, the batch row of each). A sample with an image that cannot be opened has none."""
+    opened, batch_row = [], []
+    for row, sample in enumerate(batch):
+        try:
+            pictures = [open_image(folder, name) for name in image_names(sample.record)]
+        except ImageError as error:  # the sample is rejected by the job that extracts its activations
+            log.warning("%s: %s", sample.id, error)
+            continue
+        opened += pictures
+        batch_row += [row] * len(pictures)
+    return opened, batch_row
+
+
+def text_of(record: Mapping[str, Any]) -> str:
+    """The text of a conversation, questions and answers, without image marks."""
+    return " ".join(turn["value"].replace(IMAGE_MARK, " ").strip() for turn in record["conversations"])
+
+
+def _unit_vectors(model, processor, texts, pictures):
+    """((t, e) unit vectors of texts, (p, e) unit vectors of images)."""
+    inputs = clip_inputs(model, processor, texts, pictures or None)
+    pixel_values = inputs.pop("pixel_values", None)
     with torch.inference_mode():
-        inputs = clip_inputs(model, processor, texts, pictures or None)
-        of_pictures = {"pixel_values": inputs.pop("pixel_values")} if pictures else None
-        found = [model.get_text_features(**inputs).pooler_output]
-        if pictures:
-            found.append(model.get_image_features(**of_pictures).pooler_output)
-    unit = [torch.nn.functional.normalize(part.float(), dim=1).cpu().numpy() for part in found]
-    return unit if pictures else (unit[0], np.zeros((0, unit[0].shape[1]), np.float32))
+        text_vectors = _normalized(model.get_text_features(**inputs))
+        if pixel_values is None:
+            return text_vectors, np.zeros((0, text_vectors.shape[1]), np.float32)
+        return text_vectors, _normalized(model.get_image_features(pixel_values=pixel_values))
 
 
-def clip_inputs(model, processor, texts, pictures):
-    """A CLIP's inputs of texts and images, on its device; texts beyond its limit are cut."""
+def _normalized(output):
+    return torch.nn.functional.normalize(output.pooler_output.float(), dim=1).cpu().numpy()
+
+
+def clip_inputs(
+    model: Any, processor: Any, texts: Sequence[str], pictures: Sequence[Image] | None
+) -> dict[str, torch.Tensor]:
+    """Inputs of a CLIP model for texts and images, on its device; texts beyond its limit are truncated."""
     limit = model.config.text_config.max_position_embeddings
     inputs = processor(
         text=texts, images=pictures, return_tensors="pt", padding=True, truncation=True, max_length=limit
     )
-    return placed(inputs, model)
-
-
-def score_shard(samples, images, clip):
-    """`clip_scores` of a shard's samples by the model of a ClipModel section."""
-    model, processor = load_clip(clip.name, revision=clip.revision, dtype=clip.dtype, device=clip.device)
-    return clip_scores(model, processor, samples, images, batch_size=clip.batch_size)
+    return move_to_model(inputs, model)

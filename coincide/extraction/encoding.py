@@ -1,137 +1,196 @@
-"""Samples made ready for the reference model, in worker processes ahead of it.
+"""Encoding samples for the reference model, in worker processes ahead of it.
 
-Samples of the same images go together: their images are opened and preprocessed once.
+Samples with the same images form a group: their images are opened and preprocessed once.
 """
 
+from __future__ import annotations
+
 import ctypes
+import os
 import signal
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from jinja2 import TemplateError
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
+from coincide.base.errors import UserError
 from coincide.dataset.images import ImageError, image_names, open_image
-from coincide.models.chat import ChatError, Masks, encode, encode_again, render
+from coincide.dataset.samples import Reason, RejectedSample, Sample
+from coincide.models.chat import (
+    ChatTemplateError,
+    ImageCountError,
+    Masks,
+    RefusedTurnsError,
+    check_image_count,
+    encode,
+    encode_with_replacements,
+    render,
+)
 
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
-AHEAD = 512  # groups of samples that are ready ahead of the model, all workers together
+GROUPS_AHEAD = 512  # groups encoded ahead of the model, over all workers
+MAX_WORKERS = 16
 
 
 @dataclass
 class Encoded:
-    """One sample as the reference model takes it.
+    """A sample as the reference model takes it.
 
     Attributes:
         sample: the sample.
         ids: (L,) tokens.
-        masks: Masks of (L,) arrays; of the text tokens those of the fixed prefix are left out.
-        beside: dict of name -> (L,) array, what the processor says of each token.
-        images: dict of name -> array, the processor's tensors of the images; shared by the samples of a group.
+        masks: Masks of (L,) arrays; the fixed prefix is not part of the text tokens.
+        token_inputs: dict of name -> (L,) array, further inputs of the model with a value per token.
+        image_inputs: dict of name -> array, inputs made from the images; shared by the samples of a group.
     """
 
-    sample: dict
-    ids: np.ndarray
+    sample: Sample
+    ids: NDArray[np.int64]
     masks: Masks
-    beside: dict
-    images: dict
+    token_inputs: dict[str, NDArray]
+    image_inputs: dict[str, NDArray]
 
 
-@dataclass(frozen=True)
-class Rejected:
-    """A sample that cannot be used, and why."""
-
-    sample: dict
-    reason: str
-    detail: str
-
-
-def group_by_images(samples):
-    """Samples of the same images together, in the order of the first of each: list of lists."""
-    groups = {}
+def group_by_images(samples: Iterable[Sample]) -> list[list[Sample]]:
+    """Groups of samples with the same images, in the order of their first samples."""
+    groups: dict[tuple[str, ...] | int, list[Sample]] = {}
     for sample in samples:
-        names = tuple(image_names(sample["record"]))
-        groups.setdefault(names or sample["position"], []).append(sample)
+        names = tuple(image_names(sample.record))
+        groups.setdefault(names or sample.dataset_row, []).append(sample)
     return list(groups.values())
 
 
+def reject(sample: Sample, reason: Reason, detail: object) -> RejectedSample:
+    """The sample as a rejected one."""
+    return RejectedSample(sample.id, sample.dataset_row, reason, str(detail))
+
+
 class Encoder:
-    """Makes the samples of a group ready.
+    """Encodes the samples of a group.
 
     Args:
         processor: of the reference model.
         images: folder that image names are relative to.
         image_token_id: the token that holds an image's features.
-        prefix: as `coincide.models.chat.fixed_prefix` gives it.
-        max_tokens: longest sample in tokens, visual ones included.
+        prefix: result of `coincide.models.chat.fixed_prefix`.
+        max_tokens: longest accepted sample in tokens, visual ones included.
     """
 
-    def __init__(self, processor, images, *, image_token_id, prefix, max_tokens):
+    def __init__(
+        self,
+        processor: Any,
+        images: str | Path,
+        *,
+        image_token_id: int,
+        prefix: tuple[int, int],
+        max_tokens: int,
+    ):
         self.processor, self.images = processor, images
         self.image_token_id, self.prefix, self.max_tokens = image_token_id, prefix, max_tokens
 
-    def __call__(self, group):
-        """Encoded and Rejected of the samples of a group, in their order.
+    def __call__(self, group: Sequence[Sample]) -> list[Encoded | RejectedSample]:
+        """Encode samples with the same images, in their order.
 
-        Args:
-            group: list of samples with the same images.
+        A sample is rejected for what is wrong with the sample: an image that cannot be opened, turns that the chat
+        template refuses, a wrong number of image marks, too many tokens. Any other error comes from the set-up of the
+        model, processor or template, and is raised.
+
+        Raises:
+            ChatTemplateError: a chat template that does not fit; names the sample.
+            Exception: as raised by the processor, with a note that names the sample.
         """
-        ready, opened, first = [], {}, None
+        results: list[Encoded | RejectedSample] = []
+        opened: dict[str, Any] = {}
+        reusable = None
         for sample in group:
             try:
-                rendered = render(self.processor, sample["record"]["conversations"])
-                names = image_names(sample["record"])
-                for name in names:
-                    if name not in opened:
-                        opened[name] = open_image(self.images, name)
-                encoded = first and self._again(sample, rendered, first)
-                if encoded is None:
-                    encoded, shortcut = self._whole(sample, rendered, [opened[name] for name in names])
-                    first = first or (shortcut and (encoded, shortcut))
+                encoded, reusable = self._encode(sample, opened, reusable)
             except ImageError as error:
-                ready.append(Rejected(sample, error.reason, str(error)))
-            except TemplateError as error:
-                ready.append(Rejected(sample, "malformed turns", f"the model's chat template refuses it: {error}"))
-            except ChatError as error:
-                ready.append(Rejected(sample, "image token count mismatch", str(error)))
-            except Exception as error:  # whatever a processor says of one sample must not end the shard
-                ready.append(Rejected(sample, "unreadable image", f"{type(error).__name__}: {error}"))
+                results.append(reject(sample, Reason(error.reason), error))
+            except RefusedTurnsError as error:
+                results.append(reject(sample, Reason.MALFORMED_TURNS, error))
+            except ImageCountError as error:
+                results.append(reject(sample, Reason.IMAGE_TOKEN_COUNT_MISMATCH, error))
+            except ChatTemplateError as error:
+                raise ChatTemplateError(f"sample {sample.id} (row {sample.dataset_row}): {error}") from None
+            except Exception as error:
+                error.add_note(f"while encoding sample {sample.id} (row {sample.dataset_row} of the dataset)")
+                raise
             else:
-                ready.append(self._checked(encoded))
-        return ready
+                results.append(self._check_length(encoded))
+        return results
 
-    def _whole(self, sample, rendered, pictures):
-        """Encoded, and what the processor wrote for the images where `_again` can be trusted with it."""
-        inputs, masks, replacements = encode(self.processor, [rendered], [pictures], image_token_id=self.image_token_id)
+    def _encode(self, sample, opened, reusable):
+        """Encode a sample.
+
+        Args:
+            sample: the sample.
+            opened: dict of name -> image; images that are not in it are opened and added.
+            reusable: (Encoded, replacements) of an earlier sample of the group; None if there is none.
+
+        Returns:
+            (Encoded, reusable for the next sample)
+        """
+        rendered = render(self.processor, sample.record["conversations"])
+        names = image_names(sample.record)
+        for name in names:
+            if name not in opened:
+                opened[name] = open_image(self.images, name)
+        if reusable:
+            return self._reuse_images(sample, rendered, *reusable), reusable
+        encoded, replacements = self._encode_with_images(sample, rendered, [opened[name] for name in names])
+        return encoded, (encoded, replacements) if replacements else None
+
+    def _encode_with_images(self, sample, rendered, images):
+        """(Encoded, replacements for `_reuse_images`, or None if that would not give the same tokens)."""
+        inputs, masks, replacements = encode(self.processor, [rendered], [images], image_token_id=self.image_token_id)
         ids = inputs.pop("input_ids")[0].numpy()
         inputs.pop("attention_mask", None)
-        values = {
+        arrays = {
             name: value.numpy() if torch.is_tensor(value) else np.asarray(value) for name, value in inputs.items()
         }
-        beside = {name: value[0] for name, value in values.items() if value.shape == (1, len(ids))}
-        images = {name: value for name, value in values.items() if name not in beside}
+        token_inputs = {name: array[0] for name, array in arrays.items() if array.shape == (1, len(ids))}
+        image_inputs = {name: array for name, array in arrays.items() if name not in token_inputs}
         masks = Masks(masks.visual[0], masks.text[0], masks.answer[0])
-        encoded = Encoded(sample, ids, masks, beside, images)
-        again, other = encode_again(self.processor, rendered, replacements[0], image_token_id=self.image_token_id)
-        # some processors write more into a text than images, or number its tokens in other ways
-        same = np.array_equal(ids, again) and np.array_equal(masks.text, other.text)
-        usual = all(np.array_equal(value, masks.visual) for value in beside.values())
-        return encoded, replacements[0] if pictures and same and usual else None
+        encoded = Encoded(sample, ids, masks, token_inputs, image_inputs)
+        if not (images and self._reproduces(encoded, rendered, replacements[0])):
+            return encoded, None
+        return encoded, replacements[0]
 
-    def _again(self, sample, rendered, first):
-        encoded, replacements = first
-        marks = rendered.text.count(self.processor.image_token)
-        if marks != len(replacements):
-            raise ChatError(f"{marks} image marks in the conversation, {len(replacements)} images")
-        ids, masks = encode_again(self.processor, rendered, replacements, image_token_id=self.image_token_id)
-        beside = {name: masks.visual.astype(value.dtype) for name, value in encoded.beside.items()}
-        return Encoded(sample, ids, masks, beside, encoded.images)
+    def _reproduces(self, encoded, rendered, replacements):
+        """Whether a sample encoded from replacements is the same as encoded from images.
 
-    def _checked(self, encoded):
+        It is not for processors that add text around the conversation, or whose per-token inputs are not the mask of
+        the visual tokens.
+        """
+        ids, masks = encode_with_replacements(
+            self.processor, rendered, replacements, image_token_id=self.image_token_id
+        )
+        return (
+            np.array_equal(encoded.ids, ids)
+            and np.array_equal(encoded.masks.text, masks.text)
+            and all(np.array_equal(values, encoded.masks.visual) for values in encoded.token_inputs.values())
+        )
+
+    def _reuse_images(self, sample, rendered, first, replacements):
+        """Encode a sample with the image inputs of the first of its group."""
+        check_image_count(self.processor, rendered.text, len(replacements))
+        ids, masks = encode_with_replacements(
+            self.processor, rendered, replacements, image_token_id=self.image_token_id
+        )
+        token_inputs = {name: masks.visual.astype(values.dtype) for name, values in first.token_inputs.items()}
+        return Encoded(sample, ids, masks, token_inputs, first.image_inputs)
+
+    def _check_length(self, encoded):
+        """The encoded sample without the fixed prefix in its text mask, or its rejection if it is too long."""
         if len(encoded.ids) > self.max_tokens:
             detail = f"{len(encoded.ids)} tokens, reference_model.max_tokens is {self.max_tokens}"
-            return Rejected(encoded.sample, "too long", detail)
+            return reject(encoded.sample, Reason.TOO_LONG, detail)
         encoded.masks.text[: self.prefix[bool(encoded.masks.visual.any())]] = False
         return encoded
 
@@ -144,24 +203,56 @@ class _Groups(torch.utils.data.Dataset):
         return len(self.groups)
 
     def __getitem__(self, index):
-        return self.encoder(self.groups[index])
+        try:
+            return self.encoder(self.groups[index])
+        except UserError as error:
+            return error  # raised in a worker, it would arrive with a traceback in its message
+
+
+def _raise_user_error(result):
+    if isinstance(result, UserError):
+        raise result
+    return result
+
+
+def _unchanged(result):
+    return result
 
 
 def _end_with_parent(worker):
-    # torch's own watch over the parent is not enough: a worker whose pipe is full would wait for ever
+    # torch's check of the parent is not enough: a worker that writes to a full pipe would wait forever
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def encoded_groups(groups, encoder, workers):
-    """Iterate over the groups made ready, in their order, by worker processes; in line with 0 workers."""
-    return iter(
-        DataLoader(
-            _Groups(groups, encoder),
-            batch_size=None,
-            collate_fn=list,
-            num_workers=workers,
-            prefetch_factor=max(2, AHEAD // workers) if workers else None,
-            multiprocessing_context="fork" if workers else None,
-            worker_init_fn=_end_with_parent,
-        )
+def encoded_groups(
+    groups: Sequence[Sequence[Sample]], encoder: Encoder, workers: int
+) -> Iterator[list[Encoded | RejectedSample]]:
+    """Iterate over the encoded groups, in their order.
+
+    Args:
+        groups: groups of samples with the same images.
+        encoder: of the reference model.
+        workers: processes that encode ahead; 0: encode in this process.
+
+    Raises:
+        Exception: see `Encoder`.
+    """
+    loader = DataLoader(
+        _Groups(groups, encoder),
+        batch_size=None,
+        collate_fn=_unchanged,
+        num_workers=workers,
+        prefetch_factor=max(2, GROUPS_AHEAD // workers) if workers else None,
+        multiprocessing_context="fork" if workers else None,
+        worker_init_fn=_end_with_parent,
     )
+    return map(_raise_user_error, loader)
+
+
+def loader_workers(device: str) -> int:
+    """Number of worker processes that encode for a device type, "cpu" or "cuda", from the threads of the job.
+
+    A model on the CPU needs the cores itself and is fastest with few or no workers.
+    """
+    threads = int(os.environ.get("COINCIDE_THREADS", 2))
+    return min(MAX_WORKERS, threads // 4 if device == "cpu" else max(1, threads - 1))

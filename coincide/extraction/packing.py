@@ -1,17 +1,26 @@
-"""Rows of a batch: samples that share their images share the tokens up to them.
+"""Rows of a batch: samples with the same images share the tokens that they have in common.
 
-A decoder reads from left to right, so what stands before a token never depends on what follows. Samples
-that begin alike are therefore laid into one row: the common beginning once, then the rest of each,
-which sees the beginning and itself. Where the model does not read so, every sample is a row.
+In a causal decoder, no token depends on later ones. Samples that begin with the same tokens are therefore packed into
+one row: the common prefix once, then the rest of each sample, which attends to the prefix and to itself. For a model
+that is not causal, each sample is a row.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-ROW_TOKENS = 512  # a row of several samples is not longer, unless their shared beginning is
-MASKED = -1  # segment of padding; 0 is the shared beginning, 1 to S the rest of each sample
+if TYPE_CHECKING:
+    from coincide.extraction.encoding import Encoded
+
+ROW_TOKENS = 512  # maximum length of a row of several samples, unless their prefix is longer
+PADDING = -1  # segment of padding; 0 is the shared prefix, 1 to S the rest of each sample
 
 
 @dataclass(frozen=True)
@@ -19,82 +28,91 @@ class Row:
     """One row of a batch.
 
     Attributes:
-        encoded: list of S Encoded.
-        shared: tokens at their beginning that stand in the row once; all tokens of a sample alone.
+        encoded: its S samples.
+        shared: length of their common prefix, which the row holds once; for one sample, all of its tokens.
     """
 
-    encoded: list
+    encoded: list[Encoded]
     shared: int
 
-    def __len__(self):
-        return self.shared + sum(len(one.ids) - self.shared for one in self.encoded)
+    def __len__(self) -> int:
+        return self.shared + sum(len(sample.ids) - self.shared for sample in self.encoded)
 
-    def values(self, of):
-        """(L,) array of what `of` gives for each token of a sample, over the tokens of the row."""
-        first, *others = map(of, self.encoded)
+    def values(self, token_values: Callable[[Encoded], NDArray]) -> NDArray:
+        """(L,) array of a value per token, from a function that returns the values of a sample's tokens."""
+        first, *others = map(token_values, self.encoded)
         return np.concatenate([first, *(other[self.shared :] for other in others)])
 
-    def segments(self):
-        """(L,) array: 0 for the shared tokens, s for those of sample s alone."""
-        rests = [len(one.ids) - self.shared for one in self.encoded]
+    def segments(self) -> NDArray[np.int64]:
+        """(L,) array: 0 for the shared tokens, s for the other tokens of the s-th sample."""
+        rests = [len(sample.ids) - self.shared for sample in self.encoded]
         return np.repeat(np.arange(len(rests) + 1), [self.shared, *rests])
 
-    def before(self):
-        """(L,) array: the place of the token that each token follows; the first follows itself."""
+    def previous(self) -> NDArray[np.int64]:
+        """(L,) array: position of the token before each token in its sample; the first token's is its position."""
         segments = self.segments()
-        first = np.diff(segments, prepend=0) > 0
-        return np.where(first, self.shared - 1, np.maximum(np.arange(len(segments)) - 1, 0))
+        starts_segment = np.diff(segments, prepend=0) > 0
+        return np.where(starts_segment, self.shared - 1, np.maximum(np.arange(len(segments)) - 1, 0))
 
-    def halves(self):
-        """The row in two, for a device that cannot hold it: list of Row."""
+    def halves(self) -> list[Row]:
+        """The row as two rows, for a device that cannot hold it; an empty list for a row of one sample."""
         middle = len(self.encoded) // 2
-        return [Row(part, self.shared) for part in (self.encoded[:middle], self.encoded[middle:])]
+        if not middle:
+            return []
+        return [Row(half, self.shared) for half in (self.encoded[:middle], self.encoded[middle:])]
 
 
-def alone(encoded):
+def single_row(encoded: Encoded) -> Row:
     """A row of one sample."""
     return Row([encoded], len(encoded.ids))
 
 
-def rows_of(group, *, share):
-    """Rows of the samples of a group.
+def build_rows(group: Sequence[Encoded], *, share: bool) -> list[Row]:
+    """Pack the samples of a group into rows.
 
     Args:
-        group: list of Encoded with the same images.
-        share: whether the model lets samples share a beginning.
+        group: samples with the same images.
+        share: whether the model lets samples share a prefix.
     """
     if not share or len(group) < 2 or not group[0].masks.visual.any():
-        return [alone(one) for one in group]
-    group = sorted(group, key=lambda one: len(one.ids), reverse=True)
-    shared = min(common_beginning(group[0].ids, one.ids) for one in group[1:])
+        return [single_row(sample) for sample in group]
+    group = sorted(group, key=lambda sample: len(sample.ids), reverse=True)
+    shared = min(common_prefix(group[0].ids, sample.ids) for sample in group[1:])
     shared = min(shared, len(group[-1].ids) - 1)
-    if any(one.masks.visual[shared:].any() for one in group):  # an image stands after words of its own
-        return [alone(one) for one in group]
-    rows, part, length = [], [], shared
-    for one in group:
-        rest = len(one.ids) - shared
-        if part and length + rest > max(2 * shared, ROW_TOKENS):  # attention grows as the square
-            rows.append(Row(part, shared))
-            part, length = [], shared
-        part.append(one)
+    if any(sample.masks.visual[shared:].any() for sample in group):  # an image follows text that is not shared
+        return [single_row(sample) for sample in group]
+    rows: list[Row] = []
+    packed: list[Encoded] = []
+    length = shared
+    for sample in group:
+        rest = len(sample.ids) - shared
+        if packed and length + rest > max(2 * shared, ROW_TOKENS):  # the cost of attention is quadratic
+            rows.append(Row(packed, shared))
+            packed, length = [], shared
+        packed.append(sample)
         length += rest
-    return rows + [Row(part, shared)]
+    return [*rows, Row(packed, shared)]
 
 
-def common_beginning(a, b):
-    """Number of tokens that two samples begin with alike."""
+def common_prefix(a: NDArray, b: NDArray) -> int:
+    """Length of the common prefix of two arrays.
+
+    >>> common_prefix(np.array([1, 2, 3]), np.array([1, 2, 4, 5]))
+    2
+    """
     n = min(len(a), len(b))
     different = np.flatnonzero(a[:n] != b[:n])
     return int(different[0]) if len(different) else n
 
 
-def batches(rows, batch_tokens):
-    """Batches of rows of like length, the longest first, each within a budget of tokens, padding counted.
+def batches(rows: Iterable[Row], batch_tokens: int) -> Iterator[list[Row]]:
+    """Batches of rows of similar length, the longest first.
 
-    Rows of one sample, which may need no attention mask, are not mixed with rows of several.
+    A batch holds at most `batch_tokens` tokens, padding included, or one row. Rows of one sample, which may need no
+    attention mask, are not mixed with rows of several.
     """
     rows = sorted(rows, key=lambda row: (len(row.encoded) > 1, len(row)), reverse=True)
-    batch = []
+    batch: list[Row] = []
     for row in rows:
         mixed = batch and (len(row.encoded) > 1) != (len(batch[0].encoded) > 1)
         if mixed or (batch and (len(batch) + 1) * len(batch[0]) > batch_tokens):
@@ -107,102 +125,120 @@ def batches(rows, batch_tokens):
 
 @dataclass
 class Batch:
-    """What the model is given, and which tokens are averaged for whom.
+    """Inputs of the model, and the tokens of each sample. A batch has B rows of up to S samples and L tokens.
 
     Attributes:
         inputs: dict of tensors for the model.
         visual: (B, L) mask of the visual tokens of each row.
-        text: (B, S, L) mask of the text tokens of each sample of a row; of none past the row's samples.
-        answer: (B, S, L) mask of the tokens of each sample's answers.
-        own: (B, S, L) mask of all tokens of each sample.
-        before: (B, L) place of the token that each token follows.
-        encoded: list of lists, the samples of each row.
+        text: (B, S, L) mask of the text tokens of each sample of a row; empty past the row's last sample.
+        answer: (B, S, L) mask of the answer tokens of each sample.
+        members: (B, S, L) mask of all tokens of each sample.
+        previous: (B, L) position of the token before each token in its sample (see `Row.previous`).
+        encoded: the samples of each row.
     """
 
-    inputs: dict
+    inputs: dict[str, torch.Tensor]
     visual: torch.Tensor
     text: torch.Tensor
     answer: torch.Tensor
-    own: torch.Tensor
-    before: torch.Tensor
-    encoded: list
+    members: torch.Tensor
+    previous: torch.Tensor
+    encoded: list[list[Encoded]]
 
 
-def collate(rows, *, pad, positions, dtype, causal=False):
+def collate(
+    rows: Sequence[Row],
+    *,
+    pad: int,
+    positions: Callable[[Encoded], torch.Tensor],
+    dtype: torch.dtype,
+    causal: bool = False,
+) -> Batch:
     """Batch of rows, right-padded.
 
     Args:
-        rows: list of Row.
+        rows: rows that are all of one sample, or all of several.
         pad: padding token.
-        positions: function of an Encoded -> (..., L) positions of its tokens; asked where rows are shared.
-        dtype: of an attention mask with numbers.
-        causal: whether the model is known to read from left to right alone: what is padded on the right
-            then needs no mask, and attention without one is faster.
+        positions: function that returns the (..., L) position ids of a sample; called for rows of several samples.
+        dtype: of the additive attention mask.
+        causal: whether the model is known to be causal. Padding on the right then needs no attention mask, and
+            attention without a mask is faster.
     """
     length = max(map(len, rows))
 
     def padded(arrays, value=0):
-        whole = np.full((len(arrays), length), value, arrays[0].dtype)
-        for row, array in zip(whole, arrays):
+        matrix = np.full((len(arrays), length), value, arrays[0].dtype)
+        for row, array in zip(matrix, arrays):
             row[: len(array)] = array
-        return torch.from_numpy(whole)
+        return torch.from_numpy(matrix)
 
-    inputs = {"input_ids": padded([row.values(lambda one: one.ids) for row in rows], pad)}
-    segments = padded([row.segments() for row in rows], MASKED)
-    names = {name for row in rows for name in row.encoded[0].beside}
-    for name in sorted(names):
-        inputs[name] = padded([row.values(lambda one, name=name: _beside(one, name)) for row in rows])
-    if all(len(row.encoded) == 1 for row in rows):
-        if not causal:
-            inputs["attention_mask"] = (segments != MASKED).long()
-    else:
-        inputs["attention_mask"] = _tree_mask(segments, dtype)
-        inputs["position_ids"] = _positions(rows, length, positions)
-    inputs |= _images([row.encoded[0].images for row in rows])
-    visual = padded([row.values(lambda one: one.masks.visual) for row in rows])
-    text = padded([row.values(lambda one: one.masks.text) for row in rows])
-    answer = padded([row.values(lambda one: one.masks.answer) for row in rows])
-    samples = torch.arange(1, max(len(row.encoded) for row in rows) + 1)
-    own = (segments[:, None] == 0) | (segments[:, None] == samples[:, None])
-    before = padded([row.before() for row in rows])
-    encoded = [row.encoded for row in rows]
-    return Batch(inputs, visual, text[:, None] & own, answer[:, None] & own, own, before, encoded)
+    inputs: dict[str, Any] = {"input_ids": padded([row.values(lambda sample: sample.ids) for row in rows], pad)}
+    segments = padded([row.segments() for row in rows], PADDING)
+    for name in sorted({name for row in rows for name in row.encoded[0].token_inputs}):
+        inputs[name] = padded([row.values(partial(_token_input, name)) for row in rows])
+    if any(len(row.encoded) > 1 for row in rows):
+        inputs["attention_mask"] = _segment_mask(segments, dtype)
+        inputs["position_ids"] = _position_ids(rows, length, positions)
+    elif not causal:
+        inputs["attention_mask"] = (segments != PADDING).long()
+    inputs |= _join_image_inputs([row.encoded[0].image_inputs for row in rows])
+    visual = padded([row.values(lambda sample: sample.masks.visual) for row in rows])
+    text = padded([row.values(lambda sample: sample.masks.text) for row in rows])
+    answer = padded([row.values(lambda sample: sample.masks.answer) for row in rows])
+    numbers = torch.arange(1, max(len(row.encoded) for row in rows) + 1)
+    members = (segments[:, None] == 0) | (segments[:, None] == numbers[:, None])
+    return Batch(
+        inputs,
+        visual=visual,
+        text=text[:, None] & members,
+        answer=answer[:, None] & members,
+        members=members,
+        previous=padded([row.previous() for row in rows]),
+        encoded=[row.encoded for row in rows],
+    )
 
 
-def _beside(one, name):
-    return one.beside.get(name, np.zeros(len(one.ids), np.int64))
+def _token_input(name, sample):
+    """(L,) values of a per-token input; zeros if the processor returned none for this sample."""
+    return sample.token_inputs.get(name, np.zeros(len(sample.ids), np.int64))
 
 
-def _tree_mask(segments, dtype):
-    """(B, 1, L, L) numbers to add to attention scores: a token sees what stands before it in its own sample."""
+def _segment_mask(segments, dtype):
+    """(B, 1, L, L) additive attention mask: a token attends to the earlier tokens of its sample and to itself."""
     order = torch.arange(segments.shape[1])
-    before = order[:, None] >= order
-    sees = before & ((segments[:, None, :] == 0) | (segments[:, None, :] == segments[:, :, None]))
-    sees |= order[:, None] == order  # padding sees itself, or it would be NaN
-    return torch.zeros(sees.shape, dtype=dtype).masked_fill(~sees, torch.finfo(dtype).min)[:, None]
+    earlier = order[:, None] >= order
+    visible = earlier & ((segments[:, None, :] == 0) | (segments[:, None, :] == segments[:, :, None]))
+    visible |= order[:, None] == order  # also in padding, where attention to nothing would be NaN
+    return torch.zeros(visible.shape, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)[:, None]
 
 
-def _positions(rows, length, positions):
-    """(..., B, L) positions: those of each sample by itself."""
-    found = []
+def _position_ids(rows, length, positions):
+    """(..., B, L) position ids: each token's are those in its sample."""
+    of_rows = []
     for row in rows:
-        own = positions(row.encoded[0])
-        # what follows the images counts on from there
-        first = own[..., row.shared : row.shared + 1]
-        counted = [first + torch.arange(len(one.ids) - row.shared) for one in row.encoded[1:]]
-        found.append(torch.cat([own, *counted], dim=-1))
-    return torch.stack([torch.nn.functional.pad(own, (0, length - own.shape[-1])) for own in found], dim=-2)
+        first = positions(row.encoded[0])
+        # after the shared prefix, and so after the images, positions are consecutive
+        start = first[..., row.shared : row.shared + 1]
+        others = [start + torch.arange(len(sample.ids) - row.shared) for sample in row.encoded[1:]]
+        of_row = torch.cat([first, *others], dim=-1)
+        of_rows.append(torch.nn.functional.pad(of_row, (0, length - of_row.shape[-1])))
+    return torch.stack(of_rows, dim=-2)
 
 
-def _images(parts):
-    """The image tensors of several rows one after the other; where their sizes differ, padded with zeros."""
+def _join_image_inputs(image_inputs):
+    """Concatenate the image inputs of several rows; tensors that differ in size are padded with zeros."""
     joined = {}
-    for name in sorted({name for part in parts for name in part}):
-        arrays = [torch.from_numpy(part[name]) for part in parts if name in part]
-        if arrays[0].ndim == 0:
-            joined[name] = arrays[0]
-            continue
-        shape = [max(sizes) for sizes in zip(*(a.shape[1:] for a in arrays))]
-        padding = [[side for size, own in zip(shape[::-1], a.shape[:0:-1]) for side in (0, size - own)] for a in arrays]
-        joined[name] = torch.cat([torch.nn.functional.pad(a, p) for a, p in zip(arrays, padding)])
+    for name in sorted({name for inputs in image_inputs for name in inputs}):
+        tensors = [torch.from_numpy(inputs[name]) for inputs in image_inputs if name in inputs]
+        if tensors[0].ndim == 0:
+            joined[name] = tensors[0]
+        else:
+            shape = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors))]
+            joined[name] = torch.cat([_pad_to(tensor, shape) for tensor in tensors])
     return joined
+
+
+def _pad_to(tensor, shape):
+    """Pad all dimensions but the first with zeros, at their ends, to a shape."""
+    missing = [target - size for target, size in zip(shape, tensor.shape[1:])]
+    return torch.nn.functional.pad(tensor, [side for count in reversed(missing) for side in (0, count)])

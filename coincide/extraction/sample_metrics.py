@@ -1,120 +1,148 @@
-"""What other methods rank by and one pass of the reference model gives beside activations.
+"""Sample metrics: per-sample numbers that baselines rank by, from the same forward pass as the activations.
 
-Of each sample over its answer tokens: mean loss (perplexity is its exponential), EL2N, margin; of the
-last layer the hidden state of its last token, and the mean over all its tokens, as unit vectors.
+For each sample, over its answer tokens: mean loss (its exponential is the perplexity), EL2N and margin. From the last
+layer, as unit vectors: the hidden state of the last token, and the mean over all tokens.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
 
-from coincide.base.activation_store import write_activations
+from coincide.base.activation_store import StorageError, write_activations
 from coincide.base.files import link_or_copy, replacing
+
+if TYPE_CHECKING:
+    from coincide.extraction.packing import Batch
 
 METRICS = ("loss", "el2n", "margin")
 EMBEDDINGS = ("last_token", "mean")
-TOKENS = 1024  # whose logits are held at once
+LOGITS_TOKENS = 1024  # tokens whose logits are in memory at once
 
 
-def metric_columns(model, last, batch, row, place):
+def metric_columns(
+    model: Any, hidden_states: torch.Tensor, batch: Batch, batch_row: torch.Tensor, slot: torch.Tensor
+) -> torch.Tensor:
     """Metrics and embeddings of the samples of a batch.
 
     - loss: mean of -log p(token) over the answer tokens.
     - el2n: mean over the answer tokens of the L2 norm of p - one-hot(token) (Paul, Ganguli, Dziugaite 2021).
-    - margin: mean of the token's logit less the largest other: the area under the margin of one look
-      (Pleiss et al. 2020), as D2-pruning takes it for difficulty.
+    - margin: mean over the answer tokens of the token's logit minus the largest other logit. It is the area under
+      the margin (Pleiss et al. 2020) after a single epoch, which D2-pruning uses as difficulty.
 
     Args:
         model: the reference model.
-        last: (B, L, h) hidden states after the last layer and its norm.
-        batch: `coincide.extraction.packing.Batch` of n samples.
-        row, place: (n,) where in the batch each sample stands.
+        hidden_states: (B, L, h) after the last layer and its norm.
+        batch: batch of n samples.
+        batch_row: (n,) row of each sample.
+        slot: (n,) position of each sample in its row.
 
     Returns:
-        (n, 3 + 2·h) float32 tensor: METRICS, last_token, mean. A sample without answer tokens has zeros.
+        (n, 3 + 2·h) float32 tensor: METRICS, then EMBEDDINGS. The metrics of a sample without answer tokens are 0.
     """
-    own = batch.own.to(last.device)[row, place]  # (n, L)
-    answer = batch.answer.to(last.device)[row, place]
-    sample, token = torch.nonzero(answer).T
-    where = row[sample]
-    ids = batch.inputs["input_ids"].to(last.device)[where, token]
-    states = last[where, batch.before.to(last.device)[where, token]]
-    head, cap = model.get_output_embeddings(), getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-    found = torch.empty((len(ids), len(METRICS)), device=last.device)
-    for start in range(0, len(ids), TOKENS):
-        part, target = slice(start, start + TOKENS), ids[start : start + TOKENS, None]
-        logits = head(states[part]).float()
+    device = hidden_states.device
+    members = batch.members.to(device)
+    of_sample = members[batch_row, slot]  # (n, L)
+    answer = batch.answer.to(device)[batch_row, slot]
+    sample, position = torch.nonzero(answer).T
+    row = batch_row[sample]
+    targets = batch.inputs["input_ids"].to(device)[row, position]
+    predicting = hidden_states[row, batch.previous.to(device)[row, position]]
+    of_tokens = _token_metrics(model, predicting, targets)
+    count = answer.sum(dim=1, keepdim=True).clamp(min=1)
+    sums = torch.zeros((len(answer), len(METRICS)), device=device).index_add_(0, sample, of_tokens)
+    last = of_sample.shape[1] - 1 - of_sample.flip(1).int().argmax(dim=1)  # position of each sample's last token
+    last_token = hidden_states[batch_row, last].float()
+    total = torch.bmm(members.float(), hidden_states.float())[batch_row, slot]  # has the direction of the mean
+    embeddings = [torch.nn.functional.normalize(vectors, dim=1) for vectors in (last_token, total)]
+    return torch.cat([sums / count, *embeddings], dim=1)
+
+
+def _token_metrics(model, hidden_states, targets):
+    """(t, 3) METRICS of t tokens, from the (t, h) hidden states that predict them."""
+    head = model.get_output_embeddings()
+    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    metrics = torch.empty((len(targets), len(METRICS)), device=hidden_states.device)
+    for start in range(0, len(targets), LOGITS_TOKENS):
+        block, target = slice(start, start + LOGITS_TOKENS), targets[start : start + LOGITS_TOKENS, None]
+        logits = head(hidden_states[block]).float()
         logits = torch.tanh(logits / cap) * cap if cap else logits
-        of_token = logits.gather(1, target)
         log_p = logits.log_softmax(dim=1)
         p = log_p.exp()
-        p_token = p.gather(1, target)
-        found[part, 0] = -log_p.gather(1, target)[:, 0]
-        found[part, 1] = (p.square().sum(dim=1, keepdim=True) - p_token**2 + (1 - p_token) ** 2).sqrt()[:, 0]
-        found[part, 2] = (of_token - logits.scatter(1, target, -torch.inf).amax(dim=1, keepdim=True))[:, 0]
-    count = answer.sum(dim=1, keepdim=True).clamp(min=1)
-    means = torch.zeros((len(own), len(METRICS)), device=last.device).index_add_(0, sample, found) / count
-    end = own.shape[1] - 1 - own.flip(1).int().argmax(dim=1)  # the last token of each sample
-    whole = torch.bmm(batch.own.to(last.device).float(), last.float())[row, place]  # as long as it is, a mean
-    embeddings = [torch.nn.functional.normalize(e, dim=1) for e in (last[row, end].float(), whole)]
-    return torch.cat([means, *embeddings], dim=1)
+        p_target = p.gather(1, target)
+        squared_error = p.square().sum(dim=1, keepdim=True) - p_target**2 + (1 - p_target) ** 2
+        largest_other = logits.scatter(1, target, -torch.inf).amax(dim=1, keepdim=True)
+        metrics[block, 0] = -log_p.gather(1, target)[:, 0]
+        metrics[block, 1] = squared_error.sqrt()[:, 0]
+        metrics[block, 2] = (logits.gather(1, target) - largest_other)[:, 0]
+    return metrics
 
 
-def metrics_table(sample_ids, columns):
-    """Table of sample_id, METRICS, and EMBEDDINGS as the bytes of their float16, from (n, 3 + 2·h) columns."""
+def metrics_table(sample_ids: Sequence[str], columns: np.ndarray) -> pd.DataFrame:
+    """Table of sample_id, METRICS and EMBEDDINGS (their float16 bytes) from the (n, 3 + 2·h) columns of n samples."""
     table = pd.DataFrame({"sample_id": sample_ids, **dict(zip(METRICS, columns[:, : len(METRICS)].T))})
-    vectors = np.split(columns[:, len(METRICS) :].astype(np.float16), len(EMBEDDINGS), axis=1)
-    return table.assign(**{name: [v.tobytes() for v in part] for name, part in zip(EMBEDDINGS, vectors)})
+    embeddings = np.split(columns[:, len(METRICS) :].astype(np.float16), len(EMBEDDINGS), axis=1)
+    return table.assign(
+        **{name: [vector.tobytes() for vector in vectors] for name, vectors in zip(EMBEDDINGS, embeddings)}
+    )
 
 
-def write_sample_metrics(parts, folder, metadata):
-    """Write the sample metrics of a shard: sample_metrics.parquet, and of each embedding a file as activations have it.
+def write_sample_metrics(
+    readers: Sequence[Callable[[], pd.DataFrame]], folder: str | Path, metadata: Mapping[str, Any]
+) -> None:
+    """Write the sample metrics of a shard: sample_metrics.parquet, and one activation file per embedding.
 
     Args:
-        parts: list of functions that each read a table of `metrics_table`, in order.
-        folder: to write; empty where there are no parts.
-        metadata: what to say of the model.
+        readers: functions that each read a table of `metrics_table`, in the order of the samples.
+        folder: folder to write; empty if there are no readers.
+        metadata: describes the model (see `coincide.base.activation_store.write_activations`).
     """
-    with replacing(folder) as written:
-        written.mkdir()
-        if not parts:
+    with replacing(folder) as temporary:
+        temporary.mkdir()
+        if not readers:
             return
-        tables = [read().drop(columns=list(EMBEDDINGS)) for read in parts]
-        pd.concat(tables, ignore_index=True).to_parquet(written / "sample_metrics.parquet", index=False)
+        tables = [read().drop(columns=list(EMBEDDINGS)) for read in readers]
+        pd.concat(tables, ignore_index=True).to_parquet(temporary / "sample_metrics.parquet", index=False)
         for name in EMBEDDINGS:
-            blocks = ((t["sample_id"].tolist(), _vectors(t[name])) for t in (read() for read in parts))
-            hidden = metadata["hidden_size"]
-            write_activations(written / f"{name}.parquet", blocks, dimension=hidden, metadata=metadata)
+            blocks = ((table["sample_id"].tolist(), _vectors(table[name])) for table in (read() for read in readers))
+            dimension = metadata["hidden_size"]
+            write_activations(temporary / f"{name}.parquet", blocks, dimension=dimension, metadata=metadata)
 
 
 def _vectors(column):
     return np.frombuffer(b"".join(column), np.float16).reshape(len(column), -1)
 
 
-def merge_sample_metrics(sample_ids, shards, output):
+def merge_sample_metrics(sample_ids: Sequence[str], shards: Sequence[str | Path], output: str | Path) -> None:
     """Join the sample metrics of all shards: sample_metrics.parquet, and per embedding a folder of the shards' files.
 
     Args:
-        sample_ids: of the manifest, in its order.
-        shards: folders that `write_sample_metrics` wrote, shard 0 first.
-        output: folder to write; empty where the shards' are.
+        sample_ids: sample ids of the manifest, in its order.
+        shards: folders from `write_sample_metrics`, shard 0 first.
+        output: folder to write; empty if the shards' folders are.
 
     Raises:
-        ValueError: the shards hold other samples than the manifest.
+        StorageError: the shards do not hold the samples of the manifest.
     """
     with replacing(output) as folder:
         folder.mkdir()
-        tables = [path for shard in shards if (path := Path(shard) / "sample_metrics.parquet").exists()]
-        if not tables:
+        paths = [path for shard in shards if (path := Path(shard) / "sample_metrics.parquet").exists()]
+        if not paths:
             return
-        table = pd.concat([pd.read_parquet(path) for path in tables], ignore_index=True)
+        table = pd.concat([pd.read_parquet(path) for path in paths], ignore_index=True)
         if table["sample_id"].tolist() != list(sample_ids):
-            raise ValueError(f"{Path(shards[0]).parent}: the sample metrics are not those of the manifest's samples")
+            raise StorageError(
+                f"{Path(shards[0]).parent}: the sample metrics are not those of the manifest's samples: "
+                "delete the shards' sample metrics and run again"
+            )
         table.to_parquet(folder / "sample_metrics.parquet", index=False)
         for name in EMBEDDINGS:
-            of_all = folder / f"{name}.parquet"
-            of_all.mkdir()
+            embedding_folder = folder / f"{name}.parquet"
+            embedding_folder.mkdir()
             for number, shard in enumerate(shards):
-                link_or_copy(Path(shard) / f"{name}.parquet", of_all / f"shard-{number:05d}.parquet")
+                link_or_copy(Path(shard) / f"{name}.parquet", embedding_folder / f"shard-{number:05d}.parquet")

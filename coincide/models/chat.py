@@ -1,68 +1,98 @@
-"""From a dataset's conversation to a model's tokens: rendering, image placement, token masks."""
+"""From a dataset's conversation to a model's tokens: chat template, images, token masks.
 
+A conversation passes through three texts. The chat template writes the *rendered* text, with one image token per image.
+The processor may add to it (the *prepared* text) and then replaces each image token with the tokens that hold the
+image's features (the *final* text), which is tokenised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jinja2 import TemplateError
+from numpy.typing import NDArray
 
+from coincide.base.errors import UserError
 from coincide.dataset.conversation import IMAGE_MARK, ROLES
 
-# what the processor says of its own work; not for the model
-BESIDE = ("offset_mapping", "text_replacement_offsets")
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+# outputs of a processor that are not inputs of the model
+NOT_FOR_THE_MODEL = ("offset_mapping", "text_replacement_offsets")
+ADDED = -1  # position of a character that is not in the rendered text
+PROBES = ("a", "1", "Zebra", "?")  # first words of conversations; no two begin with the same token
 
 
-class ChatError(ValueError):
-    """A conversation that the model's processor cannot take as it is."""
+class ChatTemplateError(UserError):
+    """A chat template that does not fit the job."""
+
+
+class RefusedTurnsError(ValueError):
+    """A conversation that the chat template refuses."""
+
+
+class ImageCountError(ValueError):
+    """A conversation whose image marks and images differ in number."""
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """A conversation as the model's chat template writes it.
+    """A conversation as the chat template writes it.
 
     Attributes:
-        text: the whole conversation, one image token where an image goes.
-        answers: (start, end) character spans of the assistant's words, end of turn included.
+        text: the whole conversation, with one image token per image.
+        answers: (start, end) character spans of the assistant's turns, end-of-turn token included.
     """
 
     text: str
-    answers: tuple
+    answers: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
 class Masks:
-    """Kinds of tokens, (B, L) boolean arrays over input_ids.
+    """Kinds of tokens: boolean arrays of the shape of input_ids, (B, L) for a batch or (L,) for one conversation.
 
     Attributes:
         visual: tokens that hold an image's features.
-        text: tokens of the conversation as the chat template writes it, its fixed prefix included; neither
-            padding nor what the processor writes around the visual tokens (rows, tiles, line ends).
-        answer: text tokens of the assistant's words.
+        text: tokens that the chat template wrote, its fixed prefix included. Padding and the tokens that the
+            processor adds around visual tokens (rows, tiles, line ends) are left out.
+        answer: the text tokens of the assistant's turns.
     """
 
-    visual: np.ndarray
-    text: np.ndarray
-    answer: np.ndarray
+    visual: NDArray[np.bool_]
+    text: NDArray[np.bool_]
+    answer: NDArray[np.bool_]
 
 
-def to_messages(conversations):
+def to_messages(conversations: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
     """Turn LLaVA turns ({"from", "value"}) into the chat messages of transformers' processors."""
     messages = []
     for turn in conversations:
-        parts = turn["value"].split(IMAGE_MARK)
         content = []
-        for i, part in enumerate(parts):
+        for i, text in enumerate(turn["value"].split(IMAGE_MARK)):
             if i > 0:
                 content.append({"type": "image"})
-            if part.strip():
-                content.append({"type": "text", "text": part.strip()})
+            if text.strip():
+                content.append({"type": "text", "text": text.strip()})
         messages.append({"role": ROLES[turn["from"]], "content": content})
     return messages
 
 
-def _write(processor, messages, **options):
-    """The processor's chat template; for models that have none, the parts one after the other, a turn a line."""
+def _apply_template(processor, messages, **options):
+    """Write messages with the processor's chat template, or, if it has none, one line per turn."""
     if processor.chat_template or getattr(processor.tokenizer, "chat_template", None):
-        return processor.apply_chat_template(messages, **options)
+        try:
+            return processor.apply_chat_template(messages, **options)
+        except TemplateError as error:
+            if type(error) is not TemplateError:  # a subclass: the template itself is faulty
+                raise
+            # raised by the template, with raise_exception
+            raise RefusedTurnsError(f"the model's chat template refuses it: {error}") from None
     lines = (
         "".join(processor.image_token if part["type"] == "image" else part["text"] for part in message["content"])
         for message in messages
@@ -70,28 +100,33 @@ def _write(processor, messages, **options):
     return "".join(f"{line}\n" for line in lines)
 
 
-def render(processor, conversations):
-    """Write a conversation with the processor's own chat template.
+def render(processor: Any, conversations: Sequence[Mapping[str, str]]) -> Rendered:
+    """Write a conversation with the processor's chat template.
 
     Args:
         processor: a transformers processor.
         conversations: LLaVA turns.
 
     Raises:
-        ChatError: the template rewrites earlier turns when later ones are added, so that answers
-            cannot be told from prompts.
+        RefusedTurnsError: the template refuses the turns.
+        ChatTemplateError: the template does not write one image token per image, or rewrites earlier turns when
+            later ones are added, so that answers cannot be told from prompts.
     """
     messages = to_messages(conversations)
-    text, answers = _write(processor, messages), []
+    text, answers = _apply_template(processor, messages), []
+    _check_image_tokens(processor, messages, text)
     for i, message in enumerate(messages):
         if message["role"] == "assistant":
-            before = _write(processor, messages[:i], add_generation_prompt=True)
-            after = text if i == len(messages) - 1 else _write(processor, messages[: i + 1])
+            before = _apply_template(processor, messages[:i], add_generation_prompt=True)
+            after = text if i == len(messages) - 1 else _apply_template(processor, messages[: i + 1])
             if not (after.startswith(before) and text.startswith(after)):
-                raise ChatError("the chat template does not keep earlier turns as they are")
+                raise ChatTemplateError(
+                    "the chat template does not keep earlier turns as they are when a turn is added, so answers "
+                    "cannot be told from prompts: use a template that only appends"
+                )
             answers.append((len(before), len(after)))
-    # Templates that are made for chatting leave the end of the last turn out; a model that is
-    # trained must see it, and LLaVA's own training format has it.
+    # Templates made for inference leave out the end of the last turn. A model in training must see it, and
+    # LLaVA's training format has it.
     end = processor.tokenizer.eos_token
     if answers and end and not text.rstrip().endswith(end):
         text = text.rstrip() + end
@@ -99,52 +134,97 @@ def render(processor, conversations):
     return Rendered(text, tuple(answers))
 
 
-def fixed_prefix(processor):
-    """Number of tokens that the chat template puts before anything of a conversation's own.
+def _check_image_tokens(processor, messages, text):
+    """Check that the template wrote one image token per image. A turn that quotes the token is checked by `encode`."""
+    token = processor.image_token
+    parts = [part for message in messages for part in message["content"]]
+    images = sum(part["type"] == "image" for part in parts)
+    quoted = any(token in part["text"] for part in parts if part["type"] == "text")
+    written = text.count(token)
+    if written != images and not quoted:
+        raise ChatTemplateError(
+            f"the chat template writes {written} image tokens ({token}) for {images} images: "
+            "use a template that writes one per image"
+        )
 
-    Found as the common beginning of conversations that start differently. Where an image comes
-    first it ends before the first token that the processor puts there for it.
+
+def fixed_prefix(processor: Any) -> tuple[int, int]:
+    """Number of tokens that the chat template writes before the content of any conversation.
+
+    Measured as the common prefix of conversations that start differently. With an image first, it ends before the
+    first token that the processor writes for the image.
 
     Returns:
         (without image, with image)
     """
-    return tuple(_common_beginning(processor, images) for images in ([], [{"type": "image"}]))
+    return _common_prefix(processor, []), _common_prefix(processor, [{"type": "image"}])
 
 
-def _common_beginning(processor, images):
+def _common_prefix(processor, image_parts):
     rows = []
-    for word in ("a", "1", "Zebra", "?"):
-        message = {"role": "user", "content": [*images, {"type": "text", "text": word}]}
-        text = _write(processor, [message]).split(processor.image_token)[0]
+    for word in PROBES:
+        message = {"role": "user", "content": [*image_parts, {"type": "text", "text": word}]}
+        text = _apply_template(processor, [message]).split(processor.image_token)[0]
         rows.append(processor.tokenizer(text, add_special_tokens=_adds_special(processor, text))["input_ids"])
     length = min(map(len, rows))
-    rows = np.array([row[:length] for row in rows])
-    own = (rows != rows[0]).any(axis=0)
-    return int(own.argmax() if own.any() else length)
+    tokens = np.array([row[:length] for row in rows])
+    different = (tokens != tokens[0]).any(axis=0)
+    return int(different.argmax() if different.any() else length)
 
 
-def encode(processor, rendered, images, *, image_token_id=None):
+def encode(
+    processor: Any,
+    rendered: Sequence[Rendered],
+    images: Sequence[Sequence[Image]],
+    *,
+    image_token_id: int | None = None,
+) -> tuple[Any, Masks, list[list[str]]]:
     """Tokens of a batch of rendered conversations, right-padded.
 
     Args:
         processor: a transformers processor.
-        rendered: list of Rendered.
-        images: list of lists of PIL images, those of each conversation.
-        image_token_id: the token that holds an image's features, as the model's config says; the
-            processor's if None.
+        rendered: B conversations.
+        images: for each conversation, its images.
+        image_token_id: the token that holds an image's features, from the model's config; None: from the processor.
 
     Returns:
-        (inputs, masks, replacements): the processor's tensors; Masks; for each conversation what the
-        processor writes in place of each image token.
+        (inputs, masks, replacements): the processor's tensors; Masks of (B, L) arrays; for each conversation, the
+        texts that the processor writes in place of its image tokens.
 
     Raises:
-        ChatError: a conversation's image tokens do not match its images.
+        ImageCountError: a conversation has more or fewer image tokens than images.
     """
-    texts = [r.text for r in rendered]
-    for r, own in zip(rendered, images):
-        marks = r.text.count(processor.image_token)
-        if marks != len(own):
-            raise ChatError(f"{marks} image marks in the conversation, {len(own)} images")
+    texts = [conversation.text for conversation in rendered]
+    for text, conversation_images in zip(texts, images):
+        check_image_count(processor, text, len(conversation_images))
+    inputs, prepared = _process(processor, texts, images)
+    replaced = inputs.get("text_replacement_offsets") or [[] for _ in texts]
+    offsets, present = inputs["offset_mapping"].numpy(), inputs["attention_mask"].numpy().astype(bool)
+    text_mask, answer_mask = np.zeros_like(present), np.zeros_like(present)
+    for i, conversation in enumerate(rendered):
+        positions = _rendered_positions(conversation.text, prepared[i], replaced[i])
+        text_mask[i], answer_mask[i] = _token_masks(offsets[i], present[i], positions, conversation.answers)
+    image_token_id = processor.image_token_id if image_token_id is None else image_token_id
+    visual_mask = (inputs["input_ids"].numpy() == image_token_id) & present
+    replacements = [[image["replacement"] for image in conversation] for conversation in replaced]
+    for name in NOT_FOR_THE_MODEL:
+        inputs.pop(name, None)
+    return inputs, Masks(visual_mask, text_mask, answer_mask), replacements
+
+
+def check_image_count(processor: Any, text: str, count: int) -> None:
+    """Check that a rendered text has one image token for each of `count` images.
+
+    Raises:
+        ImageCountError: it has not.
+    """
+    marks = text.count(processor.image_token)
+    if marks != count:
+        raise ImageCountError(f"{marks} image marks in the conversation, {count} images")
+
+
+def _process(processor, texts, images):
+    """Run the processor: (its outputs, the prepared texts)."""
     options = {
         "padding": True,
         "padding_side": "right",
@@ -152,97 +232,84 @@ def encode(processor, rendered, images, *, image_token_id=None):
         "return_offsets_mapping": True,
         "return_tensors": "pt",
     }
-    prepared = texts
-    if any(images):
-        nested = [own for own in images if own] if len(rendered) == 1 or all(images) else images
-        inputs = processor(text=texts, images=nested, return_text_replacement_offsets=True, **options)
-        prepared = processor.prepare_inputs_layout(text=texts, images=nested)[1]
-    else:  # some processors take no text without an image
-        inputs = processor.tokenizer(texts, **options)
-    placed = inputs.get("text_replacement_offsets") or [[] for _ in texts]
-    offsets, present = inputs["offset_mapping"].numpy(), inputs["attention_mask"].numpy().astype(bool)
-    ids = inputs["input_ids"].numpy()
-    image_token_id = processor.image_token_id if image_token_id is None else image_token_id
-    text, answer = np.zeros_like(present), np.zeros_like(present)
-    for row in range(len(texts)):
-        origin = _origin(texts[row], prepared[row], placed[row])
-        text[row], answer[row] = _kinds(offsets[row], present[row], origin, rendered[row].answers)
-    replacements = [[one["replacement"] for one in own] for own in placed]
-    for name in BESIDE:
-        inputs.pop(name, None)
-    return inputs, Masks((ids == image_token_id) & present, text, answer), replacements
+    if not any(images):  # some processors do not accept text without an image
+        return processor.tokenizer(texts, **options), texts
+    nested = images
+    if len(texts) == 1 or all(images):
+        nested = [conversation_images for conversation_images in images if conversation_images]
+    inputs = processor(text=texts, images=nested, return_text_replacement_offsets=True, **options)
+    return inputs, processor.prepare_inputs_layout(text=texts, images=nested)[1]
 
 
-def encode_again(processor, rendered, replacements, *, image_token_id):
-    """Tokens of a conversation whose images were encoded with another one.
+def encode_with_replacements(
+    processor: Any, rendered: Rendered, replacements: Sequence[str], *, image_token_id: int
+) -> tuple[NDArray[np.int64], Masks]:
+    """Tokens of a conversation whose images were already encoded, with another conversation.
 
     Args:
-        processor, image_token_id: as in `encode`.
-        rendered: one Rendered.
-        replacements: what the processor wrote for these images, from `encode`.
+        processor, image_token_id: as for `encode`.
+        rendered: the conversation.
+        replacements: texts that the processor writes in place of its image tokens, from `encode`.
 
     Returns:
-        (ids, masks): (L,) int64 array, and Masks of (L,) arrays.
+        (ids, masks): (L,) tokens, and Masks of (L,) arrays.
     """
-    (text,), (placed,) = (
-        processor.get_text_with_replacements([rendered.text], replacements)
-        if replacements
-        else (
-            [rendered.text],
-            [[]],
-        )
-    )
+    text, replaced = rendered.text, []
+    if replacements:
+        (text,), (replaced,) = processor.get_text_with_replacements([rendered.text], replacements)
     tokens = processor.tokenizer(
         text, add_special_tokens=_adds_special(processor, rendered.text), return_offsets_mapping=True
     )
     ids, offsets = np.array(tokens["input_ids"]), np.array(tokens["offset_mapping"]).reshape(-1, 2)
-    origin = _origin(rendered.text, rendered.text, placed)
-    kinds = _kinds(offsets, np.ones(len(ids), bool), origin, rendered.answers)
-    return ids, Masks(ids == image_token_id, *kinds)
+    positions = _rendered_positions(rendered.text, rendered.text, replaced)
+    masks = _token_masks(offsets, np.ones(len(ids), bool), positions, rendered.answers)
+    return ids, Masks(ids == image_token_id, *masks)
 
 
-def _kinds(offsets, present, origin, answers):
-    """(text, answer) masks of one conversation, by where its tokens stand in the text that was tokenised.
+def _token_masks(offsets, present, positions, answers):
+    """(text, answer) masks of the tokens of one conversation.
 
     Args:
-        offsets: (L, 2) character span of each token.
-        present: (L,) tokens that are no padding.
-        origin: as `_origin` gives it.
-        answers: (start, end) spans in the conversation as it was rendered.
+        offsets: (L, 2) character span of each token in the final text.
+        present: (L,) tokens that are not padding.
+        positions: from `_rendered_positions`.
+        answers: (start, end) spans in the rendered text.
     """
-    wide = offsets[:, 1] > offsets[:, 0]  # others were added by the tokenizer
-    first = np.full(len(offsets), -1)
+    has_characters = offsets[:, 1] > offsets[:, 0]  # the tokenizer adds tokens without characters
+    first = np.full(len(offsets), ADDED)
     last = first.copy()
-    first[wide], last[wide] = origin[offsets[wide, 0]], origin[offsets[wide, 1] - 1]
-    text = present & (~wide | (first >= 0) | (last >= 0))
+    first[has_characters] = positions[offsets[has_characters, 0]]
+    last[has_characters] = positions[offsets[has_characters, 1] - 1]
+    text = present & (~has_characters | (first != ADDED) | (last != ADDED))
     answer = np.zeros_like(text)
     for start, end in answers:
         answer |= text & (first >= start) & (last >= start) & (first < end) & (last < end)
     return text, answer
 
 
-def _origin(rendered, prepared, placed):
-    """Where each character of the text that is tokenised stands in the rendered one; -1: written by the processor.
+def _rendered_positions(rendered, prepared, replaced):
+    """Position in the rendered text of each character of the final text; ADDED if the processor wrote it.
 
     Args:
-        rendered: the text as the chat template writes it.
-        prepared: the same with what the processor adds to it, but for images.
-        placed: what is written in place of images: `span` in the prepared text and `new_span`.
+        rendered, prepared: texts (see the module's docstring).
+        replaced: for each image token a dict of `span`, in the prepared text, and `new_span`, in the final text.
     """
-    own = np.arange(len(rendered))
+    positions = np.arange(len(rendered))
     if prepared != rendered:
-        own = np.full(len(prepared), -1)
-        for here, there, size in SequenceMatcher(None, rendered, prepared, autojunk=False).get_matching_blocks():
-            own[there : there + size] = np.arange(here, here + size)
-    parts, end = [], 0
-    for one in placed:
-        start, after = one["span"]
-        parts += [own[end:start], np.full(one["new_span"][1] - one["new_span"][0], -1)]
-        end = after
-    return np.concatenate([*parts, own[end:]])
+        positions = np.full(len(prepared), ADDED)
+        matcher = SequenceMatcher(None, rendered, prepared, autojunk=False)
+        for rendered_start, start, size in matcher.get_matching_blocks():
+            positions[start : start + size] = np.arange(rendered_start, rendered_start + size)
+    pieces, kept_from = [], 0
+    for replacement in replaced:
+        start, end = replacement["span"]
+        new_start, new_end = replacement["new_span"]
+        pieces += [positions[kept_from:start], np.full(new_end - new_start, ADDED)]
+        kept_from = end
+    return np.concatenate([*pieces, positions[kept_from:]])
 
 
 def _adds_special(processor, text):
-    # A template that writes the beginning-of-sequence token itself must not get a second one.
+    """Whether the tokenizer should add special tokens: not if the template already wrote the first of them."""
     bos = processor.tokenizer.bos_token
     return not (bos and text.startswith(bos))

@@ -1,29 +1,40 @@
 """Decoder layers by index or by fraction of depth."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
+from coincide.base.errors import UserError
 
-def resolve_layers(layers, depth):
+
+class LayerError(UserError):
+    """Layers that a model does not have, or that are named twice."""
+
+
+def resolve_layers(layers: Sequence[int | float], depth: int) -> list[int]:
     """Zero-based decoder layers from indices or fractions of depth.
 
-    A fraction f in (0, 1) means the layer that ends at that depth, round(f · depth) - 1: a sixth of
-    24 layers is layer 3.
+    A fraction f in (0, 1) means the layer that ends at that depth, round(f · depth) - 1: a sixth of 24 layers is
+    layer 3.
+
+    Args:
+        layers: indices (int) or fractions (float).
+        depth: number of decoder layers.
 
     Raises:
-        ValueError: a layer that the model lacks, or one named twice.
+        LayerError: the model does not have a layer, or a layer is named twice.
     """
-    found = [max(round(layer * depth) - 1, 0) if isinstance(layer, float) else layer for layer in layers]
-    for layer, index in zip(layers, found):
+    indices = [max(round(layer * depth) - 1, 0) if isinstance(layer, float) else layer for layer in layers]
+    for layer, index in zip(layers, indices):
         if not 0 <= index < depth:
-            raise ValueError(f"layer {layer} does not exist: the model has {depth} decoder layers, 0 to {depth - 1}")
-    if len(set(found)) < len(found):
-        raise ValueError(f"layers {list(layers)} name a layer twice: they are {found} of {depth}")
-    return found
+            raise LayerError(f"layer {layer} does not exist: the model has {depth} decoder layers, 0 to {depth - 1}")
+    if len(set(indices)) < len(indices):
+        raise LayerError(f"layers {list(layers)} name a layer twice: they are {indices} of {depth}")
+    return indices
 
 
-def config_depth(folder):
-    """Number of decoder layers in a checkpoint folder's config.json, None where it does not say."""
+def config_depth(folder: str | Path) -> int | None:
+    """Number of decoder layers in a checkpoint folder's config.json; None if the file or the number is missing."""
     path = Path(folder) / "config.json"
     if not path.is_file():
         return None

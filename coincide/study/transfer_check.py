@@ -21,7 +21,7 @@ from coincide.base.errors import UserError
 from coincide.base.progress import Progress
 from coincide.base.rows import unit_rows
 from coincide.base.sections import Checkpoint, Training, TransferCheck
-from coincide.models.loading import load_model, placed
+from coincide.models.loading import load_model, move_to_model
 from coincide.study.comparison import interval
 from coincide.training.collator import IGNORED_LABEL, Collator
 from coincide.training.finetune import finetune
@@ -89,7 +89,7 @@ def answer_loss(
         batch = collate([{"row": row} for row in range(start, min(len(records), start + batch_size))])
         labels = batch.pop("labels").to(model.device)[:, 1:]
         with torch.inference_mode():
-            logits = model(**placed(batch, model)).logits[:, :-1].float()
+            logits = model(**move_to_model(batch, model)).logits[:, :-1].float()
         token_losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
         answer_tokens = (labels != IGNORED_LABEL).sum(dim=1)
         losses += (token_losses.sum(dim=1) / answer_tokens.clamp(min=1))[answer_tokens > 0].tolist()

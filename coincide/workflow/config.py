@@ -146,7 +146,7 @@ def _paths(config: Config) -> Iterator[str]:
 def _layers(config: Config) -> Iterator[str]:
     tiny = TINY_MODELS.get(config.reference_model.name)
     if tiny in config.tiny_models:
-        depth = config.tiny_models[tiny].shape.layers
+        depth: int | None = config.tiny_models[tiny].shape.layers
     else:
         depth = config_depth(config.reference_model.name)
     if depth is not None:

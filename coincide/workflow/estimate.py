@@ -11,9 +11,11 @@ from coincide import methods
 from coincide.base.markdown import markdown_table
 from coincide.base.sections import Checkpoint
 from coincide.dataset.formats import open_dataset, to_llava
+from coincide.dataset.samples import Sample
 from coincide.dataset.shard_assignment import estimated_tokens
-from coincide.extraction.activations import decoder_layers, loader_workers, open_extractor
-from coincide.extraction.encoding import Encoded, group_by_images
+from coincide.extraction.encoding import Encoded, group_by_images, loader_workers
+from coincide.extraction.extractor import open_extractor
+from coincide.extraction.features import decoder_layers
 from coincide.extraction.packing import batches
 
 log = logging.getLogger(__name__)
@@ -42,7 +44,7 @@ def measure(extractor, encoder, samples, *, workers):
     """Read samples with the reference model.
 
     Args:
-        extractor, encoder: of the reference model (`coincide.extraction.activations`, `coincide.extraction.encoding`).
+        extractor, encoder: of the reference model (`coincide.extraction.extractor`, `coincide.extraction.encoding`).
         samples: list of samples, those of one image side by side.
         workers: processes that will make samples ready ahead of the model; 0: in line.
 
@@ -87,10 +89,7 @@ def estimate_run(manifest, annotations, images, config, *, samples, selections, 
     rows = sample_rows(manifest, samples)
     positions = np.sort(manifest["position"].to_numpy()[rows])
     records = dict(zip(positions, map(to_llava, open_dataset(annotations).pick(positions))))
-    chosen = [
-        {"sample_id": row.sample_id, "position": row.position, "record": records[row.position]}
-        for row in manifest.iloc[rows].itertuples()
-    ]
+    chosen = [Sample(row.sample_id, row.position, records[row.position]) for row in manifest.iloc[rows].itertuples()]
     extractor, encoder, dimension = open_extractor(config.reference_model, images, chosen)
     device = extractor.model.device
     measured = measure(extractor, encoder, chosen, workers=loader_workers(device.type))

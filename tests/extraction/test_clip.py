@@ -1,4 +1,4 @@
-"""CLIP scores against one sample at a time, and a CLIP built here that learns something."""
+"""CLIP scores against one sample at a time, with a CLIP model trained here on colours."""
 
 import numpy as np
 import pytest
@@ -8,6 +8,7 @@ from PIL import Image
 
 from coincide.base.sections import TinyModel
 from coincide.dataset.images import open_image
+from coincide.dataset.samples import Sample
 from coincide.demo.tiny_models import build_clip
 from coincide.extraction.clip import clip_scores, load_clip, text_of
 
@@ -16,7 +17,7 @@ COLOURS = {"red": (200, 0, 0), "green": (0, 200, 0), "blue": (0, 0, 200), "white
 
 @pytest.fixture(scope="module")
 def colours(tmp_path_factory):
-    """Records that name the colour of their image, one in eight without one; folder of images."""
+    """Records that name the colour of their image, one in eight without an image; folder of images."""
     folder, rng, records = tmp_path_factory.mktemp("colours"), np.random.default_rng(0), []
     for i in range(160):
         name = list(COLOURS)[i % 4]
@@ -40,7 +41,7 @@ def clip(colours, tmp_path_factory):
 
 def test_scores_equal_one_sample_at_a_time_and_tell_colours_apart(clip, colours):
     (model, processor), (records, folder) = clip, colours
-    samples = [{"sample_id": r["id"], "record": r} for r in records]
+    samples = [Sample(record["id"], row, record) for row, record in enumerate(records)]
     table = clip_scores(model, processor, samples, folder, batch_size=7)
     assert table["sample_id"].tolist() == [r["id"] for r in records]
     embeddings = np.frombuffer(b"".join(table["embedding"]), "<f2").reshape(len(table), 2, -1).astype(np.float32)
@@ -53,21 +54,23 @@ def test_scores_equal_one_sample_at_a_time_and_tell_colours_apart(clip, colours)
         assert score == pytest.approx(float(image @ text), abs=2e-3)
         inputs = processor(text=[text_of(record)], images=[open_image(folder, record["image"])], return_tensors="pt")
         with torch.inference_mode():
-            found = model(**inputs)
-        assert score == pytest.approx(float((found.image_embeds * found.text_embeds).sum()), abs=1e-5)
-    wrong = [{**s, "record": {**s["record"], "conversations": records[i - 7]["conversations"]}}
-             for i, s in enumerate(samples)]  # fmt: skip
-    others = clip_scores(model, processor, wrong, folder, batch_size=64)
-    assert table["clip_score"].mean() > others["clip_score"].mean() + 0.1
+            output = model(**inputs)
+        assert score == pytest.approx(float((output.image_embeds * output.text_embeds).sum()), abs=1e-5)
+    mismatched = [
+        Sample(record["id"], row, {**record, "conversations": records[row - 7]["conversations"]})
+        for row, record in enumerate(records)
+    ]
+    other = clip_scores(model, processor, mismatched, folder, batch_size=64)
+    assert table["clip_score"].mean() > other["clip_score"].mean() + 0.1
 
 
-def test_images_of_a_sample_are_averaged_and_a_broken_one_gives_no_score(clip, colours):
+def test_images_of_a_sample_are_averaged_and_a_missing_one_leaves_no_score(clip, colours):
     (model, processor), (records, folder) = clip, colours
-    one, two = records[1], records[2]
-    both = {**one, "image": [one["image"], two["image"]]}
-    crossed = {**one, "image": two["image"]}
-    gone = {**one, "image": "gone.png"}
-    samples = [{"sample_id": str(i), "record": r} for i, r in enumerate([one, crossed, both, gone])]
-    a, b, mean, missing = clip_scores(model, processor, samples, folder, batch_size=4)["clip_score"]
+    first, second = records[1], records[2]
+    crossed = {**first, "image": second["image"]}
+    both = {**first, "image": [first["image"], second["image"]]}
+    missing = {**first, "image": "missing.png"}
+    samples = [Sample(str(row), row, record) for row, record in enumerate([first, crossed, both, missing])]
+    a, b, mean, no_score = clip_scores(model, processor, samples, folder, batch_size=4)["clip_score"]
     assert mean == pytest.approx((a + b) / 2, abs=1e-6)
-    assert np.isnan(missing)
+    assert np.isnan(no_score)

@@ -1,4 +1,4 @@
-"""Scores of the reference model against a plain forward pass of each sample."""
+"""Sample metrics against a plain forward pass of each sample."""
 
 import numpy as np
 import pandas as pd
@@ -7,6 +7,7 @@ import torch
 from test_activations import about_one_image, as_samples, encoder_of, run_extract
 
 from coincide.base.activation_store import Activations
+from coincide.dataset.samples import Sample
 from coincide.extraction.sample_metrics import EMBEDDINGS, METRICS, merge_sample_metrics
 from coincide.models.loading import load_model
 
@@ -16,16 +17,16 @@ def loaded(tiny_model):
     return load_model(tiny_model, device="cpu")
 
 
-def plain_scores(model, encoded):
+def plain_metrics(model, encoded):
     """loss, EL2N, margin and unit embeddings of one sample, token by token, from the logits of all tokens."""
     inputs = {"input_ids": torch.from_numpy(encoded.ids)[None]}
-    inputs |= {name: torch.from_numpy(value) for name, value in encoded.images.items()}
+    inputs |= {name: torch.from_numpy(value) for name, value in encoded.image_inputs.items()}
     with torch.inference_mode():
         output = model(**inputs, output_hidden_states=True)
         last = model.model(**inputs).last_hidden_state[0].double().numpy()
     rows = []
-    for place in np.flatnonzero(encoded.masks.answer):
-        logits, token = output.logits[0, place - 1].double().numpy(), encoded.ids[place]
+    for position in np.flatnonzero(encoded.masks.answer):
+        logits, token = output.logits[0, position - 1].double().numpy(), encoded.ids[position]
         p = np.exp(logits - logits.max())
         p /= p.sum()
         error = p.copy()
@@ -36,34 +37,35 @@ def plain_scores(model, encoded):
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_scores_equal_a_plain_forward_pass(loaded, tiny_data, tmp_path, shared):
+def test_metrics_equal_a_plain_forward_pass(loaded, tiny_data, tmp_path, shared):
     records, folder = tiny_data
     records = [*about_one_image(records, 9), *records] if shared else records
-    samples = [{**s, "sample_id": str(s["position"])} for s in as_samples(records)]
-    without, path, scores = tmp_path / "without.parquet", tmp_path / "shard.parquet", tmp_path / "scores"
+    samples = [Sample(str(row), row, record) for row, record in enumerate(records)]
+    without, path, metrics = tmp_path / "without.parquet", tmp_path / "shard.parquet", tmp_path / "metrics"
     run_extract(loaded, samples, folder, without)
-    assert run_extract(loaded, samples, folder, path, sample_metrics=scores) == []
+    assert run_extract(loaded, samples, folder, path, sample_metrics=True, metrics_output=metrics) == []
     assert np.asarray(Activations(path)).tobytes() == np.asarray(Activations(without)).tobytes()
-    table = pd.read_parquet(scores / "sample_metrics.parquet")
-    assert table["sample_id"].tolist() == [s["sample_id"] for s in samples]
-    vectors = {name: np.asarray(Activations(scores / f"{name}.parquet")) for name in EMBEDDINGS}
+    table = pd.read_parquet(metrics / "sample_metrics.parquet")
+    assert table["sample_id"].tolist() == [sample.id for sample in samples]
+    vectors = {name: np.asarray(Activations(metrics / f"{name}.parquet")) for name in EMBEDDINGS}
     encoder = encoder_of(*loaded, folder)
     for i, sample in enumerate(samples):
-        values, embeddings = plain_scores(loaded[0], encoder([sample])[0])
+        values, embeddings = plain_metrics(loaded[0], encoder([sample])[0])
         np.testing.assert_allclose(table.loc[i, list(METRICS)].to_numpy(float), values, rtol=1e-4, atol=1e-4)
         for name, expected in zip(EMBEDDINGS, embeddings):
             np.testing.assert_allclose(vectors[name][i], expected, atol=2e-3)
 
 
-def test_scores_of_shards_are_joined_in_the_manifests_order(loaded, tiny_data, tmp_path):
+def test_metrics_of_shards_are_joined_in_manifest_order(loaded, tiny_data, tmp_path):
     records, folder = tiny_data
     samples = as_samples(records)
     for number, part in enumerate((samples[:10], samples[10:])):
-        run_extract(loaded, part, folder, tmp_path / f"{number}.parquet", sample_metrics=tmp_path / f"{number}.scores")
-    shards = [tmp_path / "0.scores", tmp_path / "1.scores"]
-    ids = [s["sample_id"] for s in samples]
-    merge_sample_metrics(ids, shards, tmp_path / "scores")
-    assert pd.read_parquet(tmp_path / "scores/sample_metrics.parquet")["sample_id"].tolist() == ids
-    assert Activations(tmp_path / "scores/mean.parquet").sample_ids.tolist() == ids
+        metrics = tmp_path / f"{number}.metrics"
+        run_extract(loaded, part, folder, tmp_path / f"{number}.parquet", sample_metrics=True, metrics_output=metrics)
+    shards = [tmp_path / "0.metrics", tmp_path / "1.metrics"]
+    ids = [sample.id for sample in samples]
+    merge_sample_metrics(ids, shards, tmp_path / "metrics")
+    assert pd.read_parquet(tmp_path / "metrics/sample_metrics.parquet")["sample_id"].tolist() == ids
+    assert Activations(tmp_path / "metrics/mean.parquet").sample_ids.tolist() == ids
     with pytest.raises(ValueError, match="not those of the manifest"):
         merge_sample_metrics(ids[::-1], shards, tmp_path / "other")

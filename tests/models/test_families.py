@@ -1,4 +1,4 @@
-"""Extraction from every family of models: against one plain, whole forward pass of one sample at a time."""
+"""Extraction with every model family, against one whole forward pass per sample."""
 
 import warnings
 
@@ -9,16 +9,20 @@ from families import FAMILIES, build
 from PIL import Image
 
 from coincide.base.activation_store import Activations
+from coincide.base.sections import ReferenceModel
 from coincide.dataset.images import image_names, open_image
-from coincide.extraction.activations import decoder_layers, extract, image_token
+from coincide.dataset.samples import Sample
+from coincide.extraction.activations import extract
 from coincide.extraction.encoding import Encoder
+from coincide.extraction.extractor import image_token
+from coincide.extraction.features import decoder_layers
 from coincide.models.chat import fixed_prefix, render
 from coincide.models.loading import load_model
 
 LAYERS = [1, 2]
-# A decoder that reads in both directions inside an image (or the whole prompt) does not share its tokens.
+# A decoder with bidirectional attention inside an image (or in the whole prompt) does not share image tokens.
 SHARES = {name: name not in ("paligemma", "gemma3") for name in FAMILIES}
-# What the processors write around images: not the sample's own words.
+# What the processors write around images, which is not text of the sample.
 AROUND = ("<row_", "<fake_token", "<global-img>", "<img>", "</img>", "<end_of_image>")
 
 
@@ -33,7 +37,7 @@ def family(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """(samples, images folder): none, one and several images, one or more turns, sizes of all kinds."""
+    """(samples, images folder): no, one and several images, one or more turns, images of different shapes."""
     folder = tmp_path_factory.mktemp("families-data")
     rng = np.random.default_rng(0)
     for name, size in (("wide", (96, 40)), ("tall", (40, 120)), ("square", (64, 64))):
@@ -62,7 +66,7 @@ def data(tmp_path_factory):
         record(["square.png", "wide.png"], "same thing?"),
         record(["square.png"], "is this a thing?"),
     ]
-    return [{"sample_id": f"s{i}", "position": i, "record": r} for i, r in enumerate(records)], folder
+    return [Sample(f"s{row}", row, record) for row, record in enumerate(records)], folder
 
 
 def encoder_of(model, processor, folder):
@@ -70,8 +74,8 @@ def encoder_of(model, processor, folder):
     return Encoder(processor, folder, image_token_id=token, prefix=fixed_prefix(processor), max_tokens=10_000)
 
 
-def plain_features(model, processor, one, record, folder):
-    """DESIGN step 1 by itself: the whole model on what the processor makes of one sample."""
+def plain_features(model, processor, encoded, record, folder):
+    """The feature formula, written again: the whole model on the processor's output for one sample."""
     outputs = {}
     handles = [
         layer.self_attn.register_forward_hook(lambda m, a, o, i=i: outputs.__setitem__(i, o[0][0].double().numpy()))
@@ -79,19 +83,19 @@ def plain_features(model, processor, one, record, folder):
     ]
     text = render(processor, record["conversations"]).text
     special = not text.startswith(processor.tokenizer.bos_token)
-    pictures = [open_image(folder, name) for name in image_names(record)]
-    if pictures:
-        inputs = processor(text=[text], images=[pictures], add_special_tokens=special, return_tensors="pt")
+    images = [open_image(folder, name) for name in image_names(record)]
+    if images:
+        inputs = processor(text=[text], images=[images], add_special_tokens=special, return_tensors="pt")
     else:
         inputs = processor.tokenizer([text], add_special_tokens=special, return_tensors="pt")
     with torch.inference_mode():
         model(**inputs)
     for handle in handles:
         handle.remove()
-    assert inputs["input_ids"][0].tolist() == one.ids.tolist()
+    assert inputs["input_ids"][0].tolist() == encoded.ids.tolist()
     blocks = []
     for layer in LAYERS:
-        for mask in (inputs["input_ids"][0].numpy() == model.config.image_token_id, one.masks.text):
+        for mask in (inputs["input_ids"][0].numpy() == model.config.image_token_id, encoded.masks.text):
             mean = outputs[layer][mask].mean(axis=0) if mask.any() else None
             block = np.zeros(outputs[layer].shape[1]) if mean is None else np.tanh(mean)
             blocks.append(block / max(np.linalg.norm(block), 1e-30))
@@ -103,34 +107,36 @@ def test_features_equal_a_plain_forward_pass(family, data, tmp_path, caplog):
     samples, folder = data
     with caplog.at_level("INFO"):
         rejected = extract(
-            model, processor, samples, folder, layers=LAYERS, batch_tokens=500, max_tokens=2000,
-            output=tmp_path / "a.parquet", metadata={"model": name, "revision": None},
+            model, processor, samples, folder,
+            ReferenceModel(name=name, layers=LAYERS, batch_tokens=500, max_tokens=2000),
+            output=tmp_path / "a.parquet",
         )  # fmt: skip
     assert rejected == []
     stored = np.asarray(Activations(tmp_path / "a.parquet"), np.float64)
     encode = encoder_of(model, processor, folder)
     for row, sample in zip(stored, samples):
-        (one,) = encode([sample])
-        plain = plain_features(model, processor, one, sample["record"], folder)
-        assert np.linalg.norm(row - plain) < 1e-3 * np.linalg.norm(plain), sample["sample_id"]  # float16 on disk
+        (encoded,) = encode([sample])
+        plain = plain_features(model, processor, encoded, sample.record, folder)
+        assert np.linalg.norm(row - plain) < 1e-3 * np.linalg.norm(plain), sample.id  # float16 on disk
     assert f"samples of one image {'share' if SHARES[name] else 'do not share'} its tokens" in caplog.text, caplog.text
-    different = stored @ stored.T
-    assert (different[~np.eye(len(samples), dtype=bool)] < 0.99999).all()  # the test would see a mix-up
+    cosine = stored @ stored.T
+    assert (cosine[~np.eye(len(samples), dtype=bool)] < 0.99999).all()  # a mix-up of samples would fail
 
 
-def test_the_words_that_are_averaged_are_the_samples_own(family, data):
+def test_the_averaged_text_is_that_of_the_conversation(family, data):
     _, model, processor = family
     samples, folder = data
     for sample in samples:
-        (one,) = encoder_of(model, processor, folder)([sample])
-        kept = processor.tokenizer.decode(one.ids[one.masks.text])
-        for turn in sample["record"]["conversations"]:
+        (encoded,) = encoder_of(model, processor, folder)([sample])
+        kept = processor.tokenizer.decode(encoded.ids[encoded.masks.text])
+        turns = sample.record["conversations"]
+        for turn in turns:
             assert turn["value"].replace("<image>\n", "") in kept
         assert not any(word in kept for word in AROUND)
         assert "helpful assistant" not in kept  # the fixed prefix
         assert processor.image_token not in kept
-        said = processor.tokenizer.decode(one.ids[one.masks.answer])
-        assert all(turn["value"] in said for turn in sample["record"]["conversations"][1::2])
-        assert sample["record"]["conversations"][0]["value"].replace("<image>\n", "") not in said
-        images = len(image_names(sample["record"]))
-        assert bool(one.masks.visual.any()) == bool(images)
+        answers = processor.tokenizer.decode(encoded.ids[encoded.masks.answer])
+        assert all(turn["value"] in answers for turn in turns[1::2])
+        assert turns[0]["value"].replace("<image>\n", "") not in answers
+        images = len(image_names(sample.record))
+        assert bool(encoded.masks.visual.any()) == bool(images)
