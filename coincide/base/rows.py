@@ -5,8 +5,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from coincide.base import numba_loops as compiled
 from coincide.base.progress import Progress
+from coincide.base.threads import one_blas_thread, threads
 
 BYTES_AT_ONCE = 2**28  # of rows fetched for clusters that are worked on at the same time
 LARGE = 2048  # members from which on a cluster is worth all threads
@@ -156,13 +156,13 @@ def map_clusters(function, x, members, what):
     def read(group):
         return group, *take_members(x, members[slice(*group)])
 
-    with ThreadPoolExecutor(compiled.threads(), initializer=compiled.threads) as pool:
+    with ThreadPoolExecutor(threads(), initializer=threads) as pool:
         for group, rows, places in ahead(map(read, groups)):
             numbers, parts = range(*group), (rows[inside] for inside in places)
             if len(numbers) == 1:
                 yield function(numbers[0], next(parts))
             else:
-                with compiled.one_blas_thread():
+                with one_blas_thread():
                     yield from list(pool.map(function, numbers, parts))
             progress.update(len(numbers))
     progress.close()

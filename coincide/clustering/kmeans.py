@@ -18,7 +18,7 @@ from coincide.base.files import replacing
 from coincide.base.progress import Progress
 from coincide.base.rows import Rows, unit_rows
 from coincide.clustering.init import first_centroids
-from coincide.clustering.lloyd import READ, Lloyd
+from coincide.clustering.lloyd import ROWS_PER_BATCH, Lloyd
 
 log = logging.getLogger(__name__)
 
@@ -280,7 +280,7 @@ BACKENDS = {"memory": _memory, "stream": _stream, "faiss": _faiss, "torch": _tor
 
 
 def _unit_rows_in_memory(rows):
-    return np.concatenate([unit_rows(block.astype(np.float32)) for _, block in rows.blocks(READ)])
+    return np.concatenate([unit_rows(block.astype(np.float32)) for _, block in rows.blocks(ROWS_PER_BATCH)])
 
 
 def _usual_backend(rows, k):

@@ -14,8 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-from coincide.base.numba_loops import SUM_SCALE
 from coincide.base.rows import ahead
+from coincide.clustering.loops import SUM_SCALE
 
 BLOCK = 8192  # rows multiplied at once
 AT_ONCE = 2**28  # bytes of float64 or int64 rows at once

@@ -7,7 +7,8 @@ its rounding.
 
 import numpy as np
 
-from coincide.base import numba_loops as compiled
+from coincide.base.numba_support import bits
+from coincide.selection import loops
 
 WHOLE = 8192  # members up to which a cluster's kernel is held whole: half a GiB of float64
 ROWS_PER_BLOCK = 1024  # rows of the kernel at once, of a larger cluster
@@ -57,7 +58,7 @@ class ClusterKernel:
     def column(self, i):
         """(n,) kernel of every member with member i, of a cluster that is not held whole."""
         squared = np.empty(len(self.x))
-        compiled.squared_distances(compiled.bits(self.x), i, squared)
+        loops.squared_distances(bits(self.x), i, squared)
         return np.exp(squared * (-0.5 / self.gamma**2))
 
     def means(self):

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from coincide.base import numba_loops as compiled
 from coincide.base.progress import Progress
 from coincide.base.rows import Rows
+from coincide.selection import loops
 from coincide.selection.kernel import ClusterKernel
 
 TIE = 1e-12  # candidates whose MMD² differs by less than rounding are ties
@@ -50,12 +50,12 @@ def greedy_picks(kernel, m):
     picks = np.zeros(m, dtype=np.int64)
     running = to_cluster, np.zeros(n), np.ones(n, dtype=bool), np.zeros(2), picks
     if kernel.whole is not None:
-        compiled.greedy_additions(kernel.whole, *running, 0, m, TIE)
+        loops.greedy_additions(kernel.whole, *running, 0, m, TIE)
         return picks
     progress = Progress(m, "picks of a large cluster", unit="picks")
     column = np.zeros(n)
     for i in range(m):
-        compiled.greedy_additions(column[None], *running, i, i + 1, TIE)
+        loops.greedy_additions(column[None], *running, i, i + 1, TIE)
         column = kernel.column(picks[i])
         progress.update(1)
     progress.close()

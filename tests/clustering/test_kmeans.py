@@ -17,7 +17,7 @@ from coincide.base.rows import Rows, unit_rows
 from coincide.clustering import kmeans as clusters
 from coincide.clustering import lloyd
 from coincide.clustering import lloyd_gpu as device_lloyd
-from coincide.clustering.init import _Nearness, draw_rows, first_centroids
+from coincide.clustering.init import CosineScreen, draw_rows, first_centroids
 from coincide.clustering.lloyd import Lloyd
 from coincide.clustering.lloyd_gpu import DeviceLloyd
 
@@ -64,7 +64,7 @@ def stored(folder, x, parts=5):
 @pytest.mark.parametrize("how", EVERY_WAY)
 @pytest.mark.parametrize(("dtype", "k"), [(np.float16, 25), (np.float32, 25), (np.float16, 3)])
 def test_labels_are_those_of_plain_lloyd_at_every_iteration(how, dtype, k, monkeypatch):
-    monkeypatch.setattr(lloyd, "READ", 97)
+    monkeypatch.setattr(lloyd, "ROWS_PER_BATCH", 97)
     monkeypatch.setattr(device_lloyd, "BLOCK", 97)
     monkeypatch.setattr(device_lloyd, "AT_ONCE", 24 * 8 * 31)
     x = cloud(dtype=dtype)
@@ -138,7 +138,7 @@ def test_threads_blocks_and_place_do_not_change_a_bit(tmp_path, monkeypatch):
     same(coincide.spherical_kmeans(stored(tmp_path, x), 30, seed=4, backend="stream"))
     same(coincide.spherical_kmeans(stored(tmp_path, x, parts=1), 30, seed=4, backend="memory"))
     threads = numba.get_num_threads()
-    monkeypatch.setattr(lloyd, "READ", 37)
+    monkeypatch.setattr(lloyd, "ROWS_PER_BATCH", 37)
     numba.set_num_threads(1)
     try:
         same(coincide.spherical_kmeans(stored(tmp_path, x), 30, seed=4, backend="stream"))
@@ -163,7 +163,7 @@ def test_permuting_the_rows_permutes_the_labels_of_given_centroids():
 
 def test_rows_drawn_are_distinct_and_far_from_each_other():
     def draw(x, k, seed):
-        return draw_rows(_Nearness(Rows(x)), k, np.random.default_rng(seed)).tolist()
+        return draw_rows(CosineScreen(Rows(x)), k, np.random.default_rng(seed)).tolist()
 
     x, truth = blobs(n=400, k=10, seed=5)
     assert len(set(truth[draw(x, 10, seed=1)].tolist())) == 10
@@ -186,7 +186,7 @@ def test_first_centroids_are_better_than_rows_drawn_at_random(monkeypatch):
         return reached
 
     moved = np.mean([objective(first_centroids(Rows(x), 30, seed)) for seed in range(5)])
-    monkeypatch.setattr("coincide.clustering.init.MOVES", 0)
+    monkeypatch.setattr("coincide.clustering.init.MAX_MOVES", 0)
     drawn = np.mean([objective(first_centroids(Rows(x), 30, seed)) for seed in range(5)])
     random = np.mean([objective(unit_rows(x[rng.permutation(len(x))[:30]].astype(np.float32))) for _ in range(5)])
     assert max(random, drawn) < moved
