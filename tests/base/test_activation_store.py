@@ -132,7 +132,7 @@ def test_rows_by_position_whatever_the_layout(shards, tmp_path, layout):
             pq.write_table(table.replace_schema_metadata(metadata), path, row_group_size=4, **options)
         path.rename(folder / path.name)
     stored = Activations(folder)
-    assert [group.place is not None for group in stored._groups] == [layout == "ours"] * 3
+    assert [group.offset is not None for group in stored._groups] == [layout == "ours"] * 3
     order = np.array([9, 0, 3, 3, 6, 5])
     assert stored.rows(order).tobytes() == rows[order].tobytes()
     assert stored.rows([]).shape == (0, 8)
