@@ -38,7 +38,7 @@ def ours(x, seeds, iterations, int8=None, each=None):
         if each:
             each(state)
         state.update()
-        clusters._repair(state)
+        clusters._fill_empty_clusters(state)
     state.assign()
     return state.centroids, state.labels
 

@@ -315,7 +315,7 @@ def test_l2_rounds_put_back_on_the_sphere_are_spherical(monkeypatch):
     assert (found.labels == labels).mean() > 0.98
     assert all(after >= before - 1e-6 for before, after in pairwise(found.objective))
     monkeypatch.setattr(clusters.os, "sysconf", lambda name: 1)
-    with pytest.raises(MemoryError, match="take backend torch"):
+    with pytest.raises(MemoryError, match="use backend torch"):
         coincide.spherical_kmeans(x, 8, backend="cuml")
 
 
