@@ -66,7 +66,7 @@ def stored(folder, x, parts=5):
 def test_labels_are_those_of_plain_lloyd_at_every_iteration(how, dtype, k, monkeypatch):
     monkeypatch.setattr(lloyd, "ROWS_PER_BATCH", 97)
     monkeypatch.setattr(device_lloyd, "BLOCK", 97)
-    monkeypatch.setattr(device_lloyd, "AT_ONCE", 24 * 8 * 31)
+    monkeypatch.setattr(device_lloyd, "BYTES_AT_ONCE", 24 * 8 * 31)
     x = cloud(dtype=dtype)
     seeds = unit_rows(x[:k].astype(np.float32))
     state, before, spared = how(Rows(x), seeds), 0, how.func is DeviceLloyd
