@@ -54,7 +54,7 @@ def coincide_kmeans(x, seeds, iterations, int8=None, after_assign=None):
 
 
 def coincide_public(x, seeds, iterations):
-    """Run the public function, which chooses its own first centroids."""
+    """Run the public function, which chooses the first centroids itself."""
     result = clusters.spherical_kmeans(x, len(seeds), iterations=iterations, backend="memory", stalled=0)
     return result.centroids, result.labels
 

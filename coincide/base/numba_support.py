@@ -1,11 +1,11 @@
 """How inner loops are compiled with numba, and how they read float16.
 
-Loops are compiled where numpy would need several passes over memory. Each gives the same numbers for
+Loops are compiled if numpy would need several passes over memory. Each computes the same numbers for
 any number of threads: a thread handles whole rows, clusters or columns, and sums across threads are
 sums of integers.
 
-Compiled code is cached on disk, keyed by the file of the loop alone: after a change in this file,
-delete the `__pycache__` folders of the loops that use it.
+Compiled code is cached on disk, and only a change in a loop's file invalidates it. After a change in this
+file, delete the caches (*.nbi and *.nbc, in `__pycache__` or NUMBA_CACHE_DIR) of the loops that use it.
 """
 
 from typing import Any

@@ -111,11 +111,11 @@ def _move_centroids(state, screen, random):
     """
     state.assign()
     k, labels = len(state.centroids), state.labels
-    own, second = screen.two_best_cosines(state.centroids, labels)
+    assigned, second = screen.two_best_cosines(state.centroids, labels)
     labelled = labels >= 0
-    utility = np.bincount(labels[labelled], (own - second)[labelled], minlength=k)
+    utility = np.bincount(labels[labelled], (assigned - second)[labelled], minlength=k)
     leaving = np.argsort(utility, kind="stable")[: int(MOVED_SHARE * k)]
-    error = np.where(~labelled | np.isin(labels, leaving), 0, np.maximum(1 - own, 0))
+    error = np.where(~labelled | np.isin(labels, leaving), 0, np.maximum(1 - assigned, 0))
     targets = _draw(error, len(leaving), random)
     state.replace(leaving[: len(targets)], unit_rows(state.rows.x[targets].astype(np.float32)))
 
@@ -149,16 +149,16 @@ class CosineScreen:
             loops.raise_cosine_bounds(products, rows, self._screen.bounds, candidates, upper_bounds)
 
     def two_best_cosines(self, centroids: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(n,) rounded cosines with the row's own centroid, and (n,) with the best other one."""
+        """(n,) rounded cosines with the centroid of the row's label, and (n,) with the best other one."""
         k, d = centroids.shape
         clusters = np.arange(k)
         screen = Screen(k, d, self._screen.centre, True)
         rounded = screen.fill(RowBatch(centroids, clusters, clusters, np.ones(k, np.float32)))
-        own, second = np.zeros(len(labels), np.float32), np.zeros(len(labels), np.float32)
+        assigned, second = np.zeros(len(labels), np.float32), np.zeros(len(labels), np.float32)
         scales = self._screen.bounds.scale, screen.bounds.scale
         for rows, products in self._products(rounded):
-            loops.two_best_cosines(products, rows, *scales, labels, own, second)
-        return own, second
+            loops.two_best_cosines(products, rows, *scales, labels, assigned, second)
+        return assigned, second
 
     def _products(self, rounded: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield positions of rows, and their products with (k, d) int8 rows."""

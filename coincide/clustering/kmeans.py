@@ -251,7 +251,7 @@ def _cuml_iteration(rows, k, seed):
             "clustering backend 'cuml' needs the packages cuml and cupy; install them, or set the backend to torch"
         ) from error
     _check_memory(rows)
-    # with initial centroids one fit is enough, and cuML need not copy all rows to draw its own
+    # with initial centroids one fit is enough, and cuML does not copy all rows to draw others
     options = {"n_clusters": k, "n_init": 1, "max_iter": 1, "random_state": seed}
     devices = cuda_devices()
     with ExitStack() as stack:

@@ -74,7 +74,7 @@ class Lloyd:
         self._lower_bound = np.full(n, -np.inf, np.float32)
         self._upper_bound = np.full(n, np.inf, np.float32)
         self._drift = np.zeros(n, np.float32)
-        self._rescore = np.zeros(n, bool)  # rows whose lower bound is computed again before anything else
+        self._rescore = np.zeros(n, bool)  # rows whose lower bound the next assignment computes first
         self._moved = np.arange(k)  # centroids that moved since the last assignment
         self._changed = np.zeros(k, bool)  # clusters whose members changed since the last update
 
@@ -108,8 +108,8 @@ class Lloyd:
             beats_unmoved = lower > upper + MARGIN
             with_moved = ~decided & beats_unmoved & few_moved
             with_all = ~decided & ~with_moved
-            products += self._compare(batch.take(np.flatnonzero(with_moved)), moved_columns, keep_own=True)
-            products += self._compare(batch.take(np.flatnonzero(with_all)), every_column, keep_own=False)
+            products += self._compare(batch.take(np.flatnonzero(with_moved)), moved_columns, partial=True)
+            products += self._compare(batch.take(np.flatnonzero(with_all)), every_column, partial=False)
             self._drift[rows[~decided]] = 0
             changed += self._move_rows(batch, old_labels)
             if progress is not None:
@@ -146,12 +146,12 @@ class Lloyd:
         """(n,) float32 cosine of each row with its centroid."""
         result = np.empty(len(self.rows), np.float32)
         for x, batch_rows, rows in self.rows.batches(np.arange(len(self.rows)), ROWS_PER_BATCH):
-            result[rows] = self._own_cosines(RowBatch(bits(x), batch_rows, rows, self._inverse_norms))
+            result[rows] = self._assigned_cosines(RowBatch(bits(x), batch_rows, rows, self._inverse_norms))
         return result
 
-    def _own_cosines(self, batch):
+    def _assigned_cosines(self, batch):
         cosines = np.empty(len(batch.rows), np.float32)
-        loops.own_cosines(batch, self.centroids, self.labels, cosines)
+        loops.assigned_cosines(batch, self.centroids, self.labels, cosines)
         return cosines
 
     def _prepare(self, batch):
@@ -167,16 +167,16 @@ class Lloyd:
             self._rounded_rows[batch.rows] = self._row_screen.fill(batch)
 
     def _tighten(self, batch):
-        """Compute lower bounds again where this one dot product may avoid the comparison with all centroids."""
+        """Recompute lower bounds if this one dot product may avoid the comparison with all centroids."""
         batch = batch.take(np.flatnonzero(self._rescore[batch.rows]))
         offset = self._row_screen.bounds.offset[batch.rows]
-        self._lower_bound[batch.rows] = self._own_cosines(batch) - offset - MARGIN
+        self._lower_bound[batch.rows] = self._assigned_cosines(batch) - offset - MARGIN
 
     def _columns(self, clusters):
         """Centroids to compare rows with: their bounds and their rounded vectors."""
         return self._centroid_screen.candidates(clusters), self._rounded_centroids[clusters]
 
-    def _compare(self, batch, columns, keep_own):
+    def _compare(self, batch, columns, partial):
         """Assign a batch to the best of some centroids (see `loops.assign_rows`); return the number of products."""
         if not len(batch.rows):
             return 0
@@ -186,7 +186,7 @@ class Lloyd:
         for first in range(0, len(batch.rows), step):
             some = batch.take(slice(first, first + step))
             products = multiply(self._rounded(some), matrix)
-            loops.assign_rows(products, some, self._row_screen.bounds, self.centroids, candidates, assignment, keep_own)
+            loops.assign_rows(products, some, self._row_screen.bounds, self.centroids, candidates, assignment, partial)
         return len(batch.rows) * len(matrix)
 
     def _rounded(self, batch):

@@ -251,17 +251,17 @@ def two_best_cosines(
     row_scale: np.ndarray,
     centroid_scale: np.ndarray,
     labels: np.ndarray,
-    own: np.ndarray,
-    second: np.ndarray,
+    assigned_cosine: np.ndarray,
+    second_cosine: np.ndarray,
 ) -> None:
-    """Rounded cosine of each row with its own centroid, and the largest one with another centroid.
+    """Rounded cosine of each row with the centroid of its label, and the largest one with another centroid.
 
     Args:
         products: (m, K) products of the rounded rows with all rounded centroids.
         rows: (m,) positions of the rows in the data.
         row_scale, centroid_scale: (n,) and (K,) scales of the rounding.
         labels: (n,) clusters.
-        own, second: (n,) float32, filled at `rows`.
+        assigned_cosine, second_cosine: (n,) float32, filled at `rows`.
     """
     for m in numba.prange(len(rows)):
         row = rows[m]
@@ -270,13 +270,13 @@ def two_best_cosines(
         for k in range(products.shape[1]):
             value = products[m, k] * (row_scale[row] * centroid_scale[k])
             largest = max(largest, np.float32(-2) if k == label else value)
-        own[row] = products[m, label] * (row_scale[row] * centroid_scale[label])
-        second[row] = largest
+        assigned_cosine[row] = products[m, label] * (row_scale[row] * centroid_scale[label])
+        second_cosine[row] = largest
 
 
 @parallel
-def own_cosines(batch: RowBatch, centroids: np.ndarray, labels: np.ndarray, out: np.ndarray) -> None:
-    """Cosine of each row with its own centroid: (n,) labels, (m,) float32 out."""
+def assigned_cosines(batch: RowBatch, centroids: np.ndarray, labels: np.ndarray, out: np.ndarray) -> None:
+    """Cosine of each row with the centroid of its label: (n,) labels, (m,) float32 out."""
     x, batch_rows, rows, inverse_norms = batch
     for m in numba.prange(len(rows)):
         row = rows[m]
@@ -291,7 +291,7 @@ def assign_rows(
     centroids: np.ndarray,
     candidates: Candidates,
     assignment: Assignment,
-    keep_own: bool,
+    partial: bool,
 ) -> None:
     """Assign rows to the centroid with the largest score; ties go to the lowest index.
 
@@ -305,7 +305,7 @@ def assign_rows(
         centroids: (K, d) float32.
         candidates: the centroids that the rows are compared with.
         assignment: changed in place at `batch.rows`.
-        keep_own: whether the candidates are only some of the centroids. A row's own centroid then keeps
+        partial: whether the candidates are only some of the centroids. A row's own centroid then keeps
             its lower bound, and `assignment.upper_bound` covers the centroids that are no candidates.
     """
     x, batch_rows, rows, inverse_norms = batch
@@ -323,15 +323,15 @@ def assign_rows(
             products[m], scale[row], error[row], norm[row], c_scale, c_error, c_norm, c_centre_product, score_bounds
         )
         label, second = -1, -np.inf  # best centroid so far, and upper bound of the scores of all others
-        if keep_own:
+        if partial:
             label, second = labels[row], upper_bound[row]
             best = max(best, lower_bound[row])
         close = np.empty(width, np.int64)
         count, excluded = _close_candidates(score_bounds, best, clusters, label, close)
         second = max(second, np.float64(excluded))
-        if keep_own and count == 0:
+        if partial and count == 0:
             upper_bound[row] = np.float32(second) + np.float32(MARGIN)
-        elif not keep_own and count == 1:
+        elif not partial and count == 1:
             labels[row], lower_bound[row] = clusters[close[0]], best
             upper_bound[row] = np.float32(second) + np.float32(MARGIN)
         else:
