@@ -1,4 +1,4 @@
-"""What the benchmarks share: data like activations, the machine's description, results on disk."""
+"""What the benchmarks share: synthetic activations, timers, a description of the machine, results on disk."""
 
 import argparse
 import json
@@ -14,9 +14,9 @@ import numpy as np
 
 
 def rows_like_activations(n, d, groups, seed=0):
-    """Yield float16 blocks of n unit rows: a strong common mean, groups of heavy-tailed size, noise.
+    """Yield float16 blocks of n unit rows with a strong common mean, groups of heavy-tailed size, and noise.
 
-    The mean cosine of a row to the common mean is about 0.85.
+    The mean cosine of a row with the common mean is about 0.85.
     """
     rng = np.random.default_rng(seed)
     mean = rng.normal(size=d)
@@ -39,7 +39,7 @@ def timed(function, *arguments, **options):
 
 
 def best_of(function, at_least=0.5):
-    """(seconds, result) of the fastest of as many calls as fit in `at_least` seconds, after one that warms up."""
+    """(seconds, result) of the fastest call: one call to warm up, then calls for at least `at_least` seconds."""
     function()
     best, start = np.inf, time.perf_counter()
     while best == np.inf or time.perf_counter() - start < at_least:
@@ -54,10 +54,10 @@ def peak_memory():
 
 
 def in_new_process(script, *arguments):
-    """Run a benchmark's own file again with arguments; it prints one line of JSON last."""
+    """Run a script with arguments in a new process; return the JSON value on the last line of its output."""
     command = [sys.executable, script, *map(str, arguments)]
-    done = subprocess.run(command, text=True, stdout=subprocess.PIPE, check=True)
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    process = subprocess.run(command, text=True, stdout=subprocess.PIPE, check=True)
+    return json.loads(process.stdout.strip().splitlines()[-1])
 
 
 def machine():
@@ -75,12 +75,18 @@ def machine():
 def parser(description):
     """Argument parser with --output."""
     result = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    result.add_argument("--output", help="file name without ending for the figures as JSON and the plot as SVG")
+    result.add_argument("--output", help="file name, without extension, of the figures (JSON) and the plot (SVG)")
     return result
 
 
 def write(output, plot, **results):
-    """Write results as JSON with machine and date, and the figure that plot(pyplot) draws, if one is given."""
+    """Write results as JSON with machine and date, and the figure that plot(pyplot) returns.
+
+    Args:
+        output: file name without extension; None: write nothing.
+        plot: function of matplotlib.pyplot, or None for no figure.
+        results: JSON values.
+    """
     if not output:
         return
     Path(output).parent.mkdir(parents=True, exist_ok=True)

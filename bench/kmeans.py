@@ -1,17 +1,18 @@
-"""Time spherical k-means against what people use for it, in one run on the same data.
+"""Time spherical k-means against other implementations, in one run on the same data.
 
     .venv/bin/python bench/kmeans.py [--shapes 1 2 3 4] [--output bench/results/kmeans]
 
-Every tool gets the data in the form that it takes (ours: float16; theirs: float32 unit rows), the
-same number of iterations, no early stop where it can be switched off, the same initial rows where it
-takes any, and is timed until it gives labels for all rows; "own first centroids" is the public
-function, the choice of them timed too. Quality is the mean similarity of the
-rows with their centroids, computed alike for all. Our labels are compared with those of a plain
-float32 Lloyd (one GEMM and argmax) at every iteration, from the centroids of that iteration.
+Each tool gets the data in the form that it requires (coincide: float16; the others: float32 unit rows), the
+same number of iterations, the same initial rows if it accepts them, and no early stop if that can be disabled.
+The time includes the labels of all rows. "own first centroids" is the public function, including its choice of
+first centroids. Quality is the mean similarity of the rows with their centroids, computed in the same way for
+all. At every iteration the labels of coincide are compared with those of plain float32 Lloyd (one GEMM and
+argmax) from the same centroids.
 """
 
 import sys
 import warnings
+from functools import partial
 
 import numpy as np
 from common import parser, rows_like_activations, timed, write
@@ -26,25 +27,34 @@ SHAPES = {
     3: (33_000, 2048, 500, 50),
     4: (8_000, 20_480, 1000, 5),
 }
-OURS, OURS_FLOAT = "coincide", "coincide, float32 screen"
-OURS_OWN = "coincide, own first centroids"
+COINCIDE = "coincide"
+COINCIDE_FLOAT32 = "coincide, float32 screen"
+COINCIDE_PUBLIC = "coincide, own first centroids"
 
 
-def ours(x, seeds, iterations, int8=None, each=None):
-    """Exactly `iterations` iterations of the backend memory, then labels."""
+def coincide_kmeans(x, seeds, iterations, int8=None, after_assign=None):
+    """Run exactly `iterations` iterations of the backend memory, then assign.
+
+    Args:
+        x: (n, d) float16 rows.
+        seeds: (k,) positions of the initial rows.
+        iterations: number of iterations.
+        int8: see `Lloyd`.
+        after_assign: function of the state, called after each assignment but the last.
+    """
     state = Lloyd(Rows(x), unit_rows(x[seeds].astype(np.float32)), keep=True, int8=int8)
     for _ in range(iterations):
         state.assign()
-        if each:
-            each(state)
+        if after_assign:
+            after_assign(state)
         state.update()
-        clusters._repair(state)
+        clusters._fill_empty_clusters(state)
     state.assign()
     return state.centroids, state.labels
 
 
-def ours_as_called(x, seeds, iterations):
-    """The public function, with the first centroids that it chooses for itself."""
+def coincide_public(x, seeds, iterations):
+    """Run the public function, which chooses the first centroids itself."""
     result = clusters.spherical_kmeans(x, len(seeds), iterations=iterations, backend="memory", stalled=0)
     return result.centroids, result.labels
 
@@ -89,7 +99,7 @@ def sklearn_minibatch(unit, seeds, iterations):
     return fitted.cluster_centers_, fitted.labels_
 
 
-RIVALS = {
+OTHERS = {
     "faiss.Kmeans": faiss_kmeans,
     "faiss.SuperKmeans": faiss_super,
     "sklearn KMeans": sklearn_kmeans,
@@ -100,34 +110,40 @@ RIVALS = {
 def quality(unit, centroids, labels):
     """Mean similarity of the rows with their (normalised) centroids."""
     centroids = unit_rows(np.asarray(centroids, np.float32))
-    parts = range(0, len(unit), 4096)
-    total = sum(float((unit[s : s + 4096] * centroids[labels[s : s + 4096]]).sum(dtype=np.float64)) for s in parts)
+    total = 0.0
+    for start in range(0, len(unit), 4096):
+        block = slice(start, start + 4096)
+        total += float((unit[block] * centroids[labels[block]]).sum(dtype=np.float64))
     return total / len(unit)
 
 
 def compare_with_plain(x, unit, seeds, iterations):
-    """Rows, over all iterations, whose label differs from float32 GEMM and argmax, and the largest gap that decided.
+    """Compare the labels of all iterations with those of a float32 GEMM and argmax.
 
-    The gap is how much smaller, in float64, the score of plain Lloyd's centroid is than that of ours.
+    Returns:
+        labels: number of labels compared.
+        differing: number of labels that differ.
+        largest_gap: the largest difference, in float64, between the score of the centroid that coincide chose and
+            the score of the one that plain Lloyd chose.
     """
-    differing, gap, looked = 0, 0.0, 0
+    compared, differing, largest_gap = 0, 0, 0.0
 
-    def each(state):
-        nonlocal differing, gap, looked
+    def compare(state):
+        nonlocal compared, differing, largest_gap
         for start in range(0, len(unit), 4096):
             rows = unit[start : start + 4096]
             plain = (rows @ state.centroids.T).argmax(axis=1)
-            mine = state.labels[start : start + 4096]
-            other = np.flatnonzero(plain != mine)
-            difference = state.centroids[mine[other]].astype(np.float64) - state.centroids[plain[other]]
-            gaps = (unit_rows(x[start + other].astype(np.float64)) * difference).sum(axis=1)
-            differing, looked = differing + len(other), looked + len(rows)
+            labels = state.labels[start : start + 4096]
+            mismatches = np.flatnonzero(plain != labels)
+            difference = state.centroids[labels[mismatches]].astype(np.float64) - state.centroids[plain[mismatches]]
+            gaps = (unit_rows(x[start + mismatches].astype(np.float64)) * difference).sum(axis=1)
+            compared, differing = compared + len(rows), differing + len(mismatches)
             if len(gaps):
-                assert gaps.min() >= 0, "a label of ours is not the best in float64"
-                gap = max(gap, float(gaps.max()))
+                assert gaps.min() >= 0, "a label of coincide is not the best in float64"
+                largest_gap = max(largest_gap, float(gaps.max()))
 
-    ours(x, seeds, iterations, each=each)
-    return {"labels": looked, "differing": differing, "largest_gap": gap}
+    coincide_kmeans(x, seeds, iterations, after_assign=compare)
+    return {"labels": compared, "differing": differing, "largest_gap": largest_gap}
 
 
 def main():
@@ -138,7 +154,7 @@ def main():
     warnings.simplefilter("ignore")
     small = next(rows_like_activations(2000, 128, 20))
     for int8 in (True, False):
-        ours(small, np.arange(20), 15, int8)  # compiled and loaded
+        coincide_kmeans(small, np.arange(20), 15, int8)  # compiles and loads everything
     results = []
     for number in options.shapes:
         n, d, k, iterations = SHAPES[number]
@@ -146,18 +162,25 @@ def main():
         unit = unit_rows(x.astype(np.float32))
         seeds = np.sort(np.random.default_rng(1).choice(n, k, replace=False))
         timings = {}
-        mine = {OURS: ours, OURS_OWN: ours_as_called, OURS_FLOAT: lambda *a: ours(*a, int8=False)}
-        for name, run in (mine | RIVALS).items():
-            data = x if name.startswith(OURS) else unit
+        tools = {
+            COINCIDE: coincide_kmeans,
+            COINCIDE_PUBLIC: coincide_public,
+            COINCIDE_FLOAT32: partial(coincide_kmeans, int8=False),
+            **OTHERS,
+        }
+        for name, run in tools.items():
+            data = x if name.startswith(COINCIDE) else unit
             seconds, (centroids, labels) = timed(run, data, seeds, iterations)
             timings[name] = {"seconds": seconds, "mean_similarity": quality(unit, centroids, labels)}
             print(
                 f"{(n, d, k, iterations)} {name}: {seconds:.2f} s, {timings[name]['mean_similarity']:.6f}", flush=True
             )
-        # the first again at the end: what the machine does to a figure
-        timings[OURS]["seconds_again"] = timed(ours, x, seeds, iterations)[0]
+        # the first tool again at the end: how much the timings of this machine vary
+        timings[COINCIDE]["seconds_again"] = timed(coincide_kmeans, x, seeds, iterations)[0]
         plain = compare_with_plain(x, unit, seeds, iterations)
-        print(f"    again {timings[OURS]['seconds_again']:.2f} s; against plain float32 labels: {plain}", flush=True)
+        print(
+            f"    again {timings[COINCIDE]['seconds_again']:.2f} s; against plain float32 labels: {plain}", flush=True
+        )
         results.append({"n": n, "d": d, "k": k, "iterations": iterations, "tools": timings, "against_plain": plain})
     print("\nspeed as a ratio to faiss.Kmeans (mean similarity)\n")
     print("| tool |" + "".join(f" {r['n']:,} × {r['d']:,}, K = {r['k']:,}, {r['iterations']} it |" for r in results))

@@ -2,10 +2,10 @@
 
     .venv/bin/python bench/scale.py [--rows 83000 166000 332500 665000] [--output bench/results/scale]
 
-Each size runs in a process of its own, for its peak memory, with the default number of iterations;
-the smaller ones are the first rows of the largest. Beside each step stands its floor where that is
-arithmetic: products of k-means at the rate of the int8 (float32) product measured in the same
-process. Then the same k-means with the rows in memory and from disk, with its memory.
+Each size runs in a new process, so that its peak memory is measured, with the default number of iterations;
+the smaller sizes are the first rows of the largest. The time of k-means is compared with a lower bound: the
+products of plain Lloyd iterations at the rate of the int8 (or float32) product measured in the same process.
+Then k-means is timed with the rows in memory and on disk, with its peak memory.
 """
 
 import json
@@ -32,18 +32,18 @@ STREAMED = (400_000, 2048, 500, 10)  # rows, numbers, clusters, iterations
 
 
 def write_rows(folder, n, d, groups):
-    """Activations in files of 65,536 rows, as shards leave them."""
+    """Write activations in files of 65,536 rows, as extraction does per shard."""
 
     def row_groups():
         start = 0
         for block in rows_like_activations(n, d, groups):
-            for part in np.split(block, range(ROW_GROUP, len(block), ROW_GROUP)):
-                yield [f"{start + i:08d}" for i in range(len(part))], part
-                start += len(part)
+            for rows in np.split(block, range(ROW_GROUP, len(block), ROW_GROUP)):
+                yield [f"{start + i:08d}" for i in range(len(rows))], rows
+                start += len(rows)
 
     folder.mkdir()
-    groups_of_rows, blocks, count = row_groups(), [], 0
-    for ids, rows in groups_of_rows:
+    blocks, count = [], 0
+    for ids, rows in row_groups():
         blocks.append((ids, rows))
         count += len(ids)
         if count % 65_536 == 0 or count == n:
@@ -52,7 +52,7 @@ def write_rows(folder, n, d, groups):
 
 
 class FirstRows:
-    """The first n rows of activations on disk, as the library takes them."""
+    """The first n rows of activations on disk, as an object that `coincide.base.rows.Rows` accepts."""
 
     def __init__(self, activations, n):
         self.activations, self.shape, self.dimension = activations, (n, activations.dimension), activations.dimension
@@ -73,15 +73,21 @@ class FirstRows:
 
 
 def warm_up(d):
-    """Have everything compiled and loaded."""
+    """Run everything once on small data, so that it is compiled and loaded."""
     small = next(rows_like_activations(4000, d, 20))
     labels = spherical_kmeans(small, 20, iterations=5).labels
-    stats = shares_table(np.bincount(labels), np.full(20, 0.5), density(small, labels))
-    pick_members(ClusteredRows(small, labels), stats.assign(budget=budget_table(stats, 0.2)["budget"]))
+    stats = stats_with_budget(np.bincount(labels), np.full(20, 0.5), density(small, labels))
+    pick_members(ClusteredRows(small, labels), stats)
+
+
+def stats_with_budget(sizes, transferabilities, densities):
+    """Table of clusters with their shares, and their budgets for FRACTION."""
+    stats = shares_table(sizes, transferabilities, densities)
+    return stats.assign(budget=budget_table(stats, FRACTION)["budget"])
 
 
 def product_rate(d, k):
-    """Operations a second of the product that k-means takes here."""
+    """Operations per second of the matrix product that k-means uses on this machine."""
     dtype = np.int8 if int8_is_faster(d, k) else np.float32
     rows, columns = np.ones((4096, d), dtype), np.ones((min(k, 2048), d), dtype)
     seconds, _ = best_of(lambda: multiply(rows, columns), at_least=2)
@@ -89,7 +95,7 @@ def product_rate(d, k):
 
 
 def whole_selection(folder, n, k):
-    """Seconds of each step and peak memory."""
+    """Run all steps of the selection; return the seconds of each step and the peak memory."""
     x = FirstRows(Activations(folder), n)
     warm_up(x.dimension)
     rate = product_rate(x.dimension, k)
@@ -98,8 +104,7 @@ def whole_selection(folder, n, k):
     seconds["transferability"], transfer = timed(transferability, clustering.centroids)
     seconds["density"], densities = timed(density, x, clustering.labels)
     sizes = np.bincount(clustering.labels, minlength=len(clustering.centroids))
-    stats = shares_table(sizes, transfer, densities)
-    stats = stats.assign(budget=budget_table(stats, FRACTION)["budget"])
+    stats = stats_with_budget(sizes, transfer, densities)
     seconds["picks"], picks = timed(lambda: pick_members(ClusteredRows(x, clustering.labels), stats))
     assert len(set(picks.tolist())) == int(n * FRACTION)
     iterations = len(clustering.objective)
@@ -116,8 +121,8 @@ def whole_selection(folder, n, k):
     }
 
 
-def one_kmeans(folder, backend):
-    """Seconds and memory of k-means with one backend."""
+def kmeans(folder, backend):
+    """Run k-means with a backend; return its seconds, its memory, and a checksum of the labels."""
     n, _, k, iterations = STREAMED
     x = Activations(folder)
     warm_up(x.dimension)
@@ -131,7 +136,7 @@ def one_kmeans(folder, backend):
 
 
 def show(results):
-    """The table of sizes."""
+    """Print the table of sizes."""
     print(
         "\n| rows | iterations | " + " | ".join(f"{s}, s" for s in STEPS) + " | all, s | k-means ÷ floor | peak, GiB |"
     )
@@ -143,12 +148,12 @@ def show(results):
 
 
 def slopes(results):
-    """Exponent of the cost in the number of rows: of each step, of all, and of one iteration of k-means."""
+    """Exponent of the time in the number of rows: of each step, of all steps, and of one iteration of k-means."""
     n = np.log([r["rows"] for r in results])
-    each = {s: [r["seconds"][s] for r in results] for s in STEPS}
-    each["all"] = [sum(r["seconds"].values()) for r in results]
-    each["an iteration"] = [r["seconds"]["k-means"] / r["iterations"] for r in results]
-    return {name: float(np.polyfit(n, np.log(values), 1)[0]) for name, values in each.items()}
+    seconds = {s: [r["seconds"][s] for r in results] for s in STEPS}
+    seconds["all"] = [sum(r["seconds"].values()) for r in results]
+    seconds["an iteration"] = [r["seconds"]["k-means"] / r["iterations"] for r in results]
+    return {name: float(np.polyfit(n, np.log(values), 1)[0]) for name, values in seconds.items()}
 
 
 def main():
@@ -157,13 +162,15 @@ def main():
     arguments.add_argument("--rows", type=int, nargs="+", default=SIZES)
     arguments.add_argument("--clusters", type=int, default=CLUSTERS)
     arguments.add_argument("--folder", help="where to write the rows: 1.4 GB, then 1.6 GB")
-    arguments.add_argument("--only", nargs="+", help="a part of the program: whole N, or kmeans BACKEND")
+    arguments.add_argument("--only", nargs="+", help="run one measurement: whole N, or kmeans BACKEND")
     options = arguments.parse_args()
     if options.only:
-        part, value = options.only
+        measurement, value = options.only
         folder = Path(options.folder)
-        result = whole_selection(folder, int(value), options.clusters) if part == "whole" else one_kmeans(folder, value)
-        print(json.dumps(result))
+        if measurement == "whole":
+            print(json.dumps(whole_selection(folder, int(value), options.clusters)))
+        else:
+            print(json.dumps(kmeans(folder, value)))
         return
     results, streamed = [], {}
     with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
@@ -193,7 +200,7 @@ def main():
         for step in STEPS:
             values = [r["seconds"][step] for r in results]
             axis.loglog(n, values, "o-", label=f"{step} (N^{slope.get(step, np.nan):.2f})")
-        axis.loglog(n, [r["kmeans_floor"] for r in results], "k--", lw=0.8, label="products of plain Lloyd, floor")
+        axis.loglog(n, [r["kmeans_floor"] for r in results], "k--", lw=0.8, label="products of plain Lloyd")
         axis.set_xticks(n, [f"{v:,}" for v in n], minor=False)
         axis.minorticks_off()
         axis.set(xlabel=f"rows of {DIMENSION:,} numbers, K = {options.clusters:,}", ylabel="seconds")

@@ -2,9 +2,9 @@
 
     .venv/bin/python bench/storage.py [--output bench/results/storage]
 
-16,384 rows of 20,480 float16 numbers (671 MB), the files in the page cache: what is compared is the
-formats' work, not the disk. "clusters" fetches the rows of random clusters of 66, as density and
-picks do. Then the same for several row-group sizes.
+16,384 rows of 20,480 float16 numbers (671 MB). The files are in the page cache, so that the formats are
+compared and not the disk. "clusters" reads the rows of random clusters of 66 rows, as density and picks
+do. Then the same for several row-group sizes.
 """
 
 import sys
@@ -24,7 +24,7 @@ ROUNDS = 3
 
 
 def fastest_write(path, function):
-    """Seconds of the fastest of some writes, each to a new file."""
+    """Seconds of the fastest of ROUNDS writes, each to a new file."""
     seconds = []
     for _ in range(ROUNDS):
         path.unlink(missing_ok=True)
@@ -33,7 +33,7 @@ def fastest_write(path, function):
 
 
 def numpy_file(folder, x, ids, clusters):
-    """Seconds of np.save, np.load, and fetching clusters from a memory map; bytes."""
+    """Seconds of np.save, of np.load, and of reading clusters from a memory map; bytes of the file."""
     path = folder / "rows.npy"
     writing = fastest_write(path, lambda: np.save(path, x))
     reading, _ = best_of(lambda: np.load(path), at_least=3)
@@ -42,8 +42,8 @@ def numpy_file(folder, x, ids, clusters):
     return {"write": writing, "read": reading, "clusters": fetching, "bytes": path.stat().st_size}
 
 
-def ours(folder, x, ids, clusters, size=ROW_GROUP):
-    """The same of our files, with row groups of a size, and walking over the blocks, and verifying them."""
+def activation_file(folder, x, ids, clusters, size=ROW_GROUP):
+    """The same for an activation file with row groups of `size` rows, plus seconds to iterate and to verify."""
     path = folder / f"rows-{size}.parquet"
     starts = range(0, len(x), size)
 
@@ -70,7 +70,7 @@ def ours(folder, x, ids, clusters, size=ROW_GROUP):
 
 
 def list_column(folder, x, ids, options):
-    """The same of a column of fixed-size lists, as pyarrow writes it with these options."""
+    """The same for a column of fixed-size lists, as pyarrow writes it with these options."""
     path = folder / "list.parquet"
     column = pa.FixedSizeListArray.from_arrays(pa.array(x.reshape(-1)), x.shape[1])
     table = pa.table({"sample_id": pa.array(ids), "activation": column})
@@ -95,19 +95,18 @@ def main():
     row_bytes, copy_rate = DIMENSION * 2, x.nbytes / copying
 
     def speeds(seconds, rows=ROWS):
-        """As shares of the plain copy's speed; the size as a multiple of the numbers' own."""
-        read = {"clusters": len(clusters) * CLUSTER}
-        result = {
-            name: read.get(name, rows) * row_bytes / value / copy_rate
-            for name, value in seconds.items()
-            if name != "bytes"
-        }
-        return {**result, "size": seconds["bytes"] / (rows * row_bytes)}
+        """Speeds as shares of the speed of a plain copy; size of the file divided by the size of its numbers."""
+        result = {"size": seconds["bytes"] / (rows * row_bytes)}
+        for name, value in seconds.items():
+            if name != "bytes":
+                count = len(clusters) * CLUSTER if name == "clusters" else rows
+                result[name] = count * row_bytes / value / copy_rate
+        return result
 
     with tempfile.TemporaryDirectory() as temporary:
         folder, few = Path(temporary), 2048
         results = {"np.save, np.load": speeds(numpy_file(folder, x, ids, clusters))}
-        groups = {size: speeds(ours(folder, x, ids, clusters, size)) for size in GROUPS}
+        groups = {size: speeds(activation_file(folder, x, ids, clusters, size)) for size in GROUPS}
         results["coincide (Parquet)"] = groups[ROW_GROUP]
         for name, settings in {
             "Parquet, list column, plain": {"compression": "none", "use_dictionary": False},

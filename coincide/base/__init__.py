@@ -1,1 +1,1 @@
-"""What several rooms use: files, tables, activations on disk, rows, threads, progress, devices, errors."""
+"""What several rooms use: config sections, errors, files, tables, activations on disk, rows, threads, devices."""

@@ -10,9 +10,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from coincide.base import numba_loops as compiled
 from coincide.base.progress import Progress
 from coincide.base.rows import RowData, Rows, ahead
+from coincide.base.threads import one_blas_thread, threads
 
 BYTES_AT_ONCE = 2**28  # rows read for clusters that are processed at the same time
 LARGE = 2048  # a cluster with this many members is processed on all threads
@@ -117,12 +117,12 @@ class ClusteredRows:
 
     def _map_on_threads(self, function, clusters, progress):
         results = []
-        with ThreadPoolExecutor(compiled.threads(), initializer=compiled.threads) as pool:
+        with ThreadPoolExecutor(threads(), initializer=threads) as pool:
             for group, rows, positions in ahead(map(self._read, self._groups(clusters))):
                 if len(group) == 1:
                     results.append(function(group[0], rows[positions[0]]))
                 else:
-                    with compiled.one_blas_thread():
+                    with one_blas_thread():
                         results += pool.map(function, group, (rows[members] for members in positions))
                 progress.update(len(group))
         return results

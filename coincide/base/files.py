@@ -1,51 +1,55 @@
-"""Writing files so that a killed job never leaves half a file under a final name."""
+"""Writing files so that a killed job never leaves half a file under its final name."""
 
 import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 
 @contextmanager
-def replacing(path):
-    """Give a temporary path beside `path`; rename it into place when the block ends well.
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path in the same folder; rename it to `path` when the block ends without an error.
 
-    Works for files and folders. The temporary name is in the same folder, so that the rename is
-    atomic on any file system; it is removed when the block raises. What a killed process of this
-    machine left behind for the same path is removed too.
+    Works for files and folders. The rename is atomic on any file system, because both names are in the same
+    folder. The temporary file is removed if the block raises; those that killed processes of this machine left for
+    the same path are removed at the start.
+
+    Args:
+        path: final name; its folder is created if it does not exist.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    host = os.uname().nodename
-    for left in path.parent.glob(f".{escape(path.name)}.{host}-*.part"):
-        process = left.name.removeprefix(f".{path.name}.{host}-").split("-")[0]
+    prefix = f".{path.name}.{os.uname().nodename}-"
+    for leftover in path.parent.glob(f"{escape(prefix)}*.part"):
+        process = leftover.name.removeprefix(prefix).split("-")[0]
         if process.isdigit() and not psutil.pid_exists(int(process)):
-            shutil.rmtree(left, ignore_errors=True)
-    prefix = f".{path.name}.{host}-{os.getpid()}-"
-    workplace = Path(tempfile.mkdtemp(prefix=prefix, suffix=".part", dir=path.parent))
+            shutil.rmtree(leftover, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", suffix=".part", dir=path.parent))
     try:
-        yield workplace / path.name
+        yield folder / path.name
         if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)  # a folder can't be renamed over a full one
-        os.replace(workplace / path.name, path)
+            shutil.rmtree(path)  # a folder cannot be renamed to the name of a folder that is not empty
+        os.replace(folder / path.name, path)
     finally:
-        shutil.rmtree(workplace, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def link_or_copy(source, target):
-    """Put a file under a second name; a copy of it where the file system has no hard links."""
+def link_or_copy(source: str | Path, target: str | Path) -> None:
+    """Create `target` as a hard link to `source`, or as a copy if the file system has no hard links."""
     try:
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
 
 
-def write_json(value, path):
-    """Write a JSON value, whole or not at all."""
-    with replacing(path) as part, open(part, "w", encoding="utf-8") as file:
+def write_json(value: Any, path: str | Path) -> None:
+    """Write a JSON value; an interrupted write leaves no file."""
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         json.dump(value, file, ensure_ascii=False, indent=1)

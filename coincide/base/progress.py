@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a line every few seconds in a job's log."""
+"""Progress of long work: a bar on a terminal, a line every few seconds in the log of a job."""
 
 import re
 import sys
@@ -7,28 +7,29 @@ import time
 from tqdm import tqdm
 
 SECONDS_BETWEEN_LINES = 5
-LINE = re.compile(r"^.+: ([\d,]+) of ([\d,]+) \w+, ([\d,.]+)/s, (?:[\d:]+|\?) left$")  # as `update` prints it
+# the line that `Progress.update` prints
+LINE = re.compile(r"^.+: ([\d,]+) of ([\d,]+) \w+, ([\d,.]+)/s, (?:[\d:]+|\?) left$")
 
 
 class Progress:
-    """Counts work done and shows it with rate and time left.
+    """Counts finished work and shows it with its rate and the time left.
 
     Args:
-        total: units of work in all.
-        what: what is being done, at the start of each line.
-        unit: name of a unit.
-        done: units that were done before (a resumed job), left out of the rate.
+        total: number of units of work.
+        what: name of the work, at the start of each line.
+        unit: name of a unit, plural.
+        done: units that an earlier job finished; they do not count for the rate.
     """
 
-    def __init__(self, total, what, *, unit="samples", done=0):
+    def __init__(self, total: int, what: str, *, unit: str = "samples", done: int = 0):
         self.total, self.what, self.unit, self.done, self.initial = total, what, unit, done, done
         self.start = self.shown = time.monotonic()
         self.bar = None
         if sys.stderr.isatty():
             self.bar = tqdm(total=total, desc=what, unit=f" {unit}", initial=done)
 
-    def update(self, count):
-        """Add `count` finished units."""
+    def update(self, count: int) -> None:
+        """Count `count` more finished units."""
         self.done += count
         if self.bar is not None:
             self.bar.update(count)
@@ -43,15 +44,20 @@ class Progress:
                 flush=True,
             )
 
-    def close(self):
-        """End the bar."""
+    def close(self) -> None:
+        """Close the bar."""
         if self.bar is not None:
             self.bar.close()
 
 
-def rate_and_left(line):
-    """Units a second and seconds left (None where the rate is 0) by a line that `Progress` printed; None for others."""
-    if not (found := LINE.match(line)):
+def rate_and_left(line: str) -> tuple[float, float | None] | None:
+    """Parse a line that `Progress` printed.
+
+    Returns:
+        units per second, and seconds left (None if the rate is 0); None for any other line.
+    """
+    match = LINE.match(line)
+    if not match:
         return None
-    done, total, rate = (float(number.replace(",", "")) for number in found.groups())
+    done, total, rate = (float(number.replace(",", "")) for number in match.groups())
     return rate, (total - done) / rate if rate else None

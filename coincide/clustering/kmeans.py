@@ -1,12 +1,16 @@
 """Spherical k-means over activations (paper section 3.2; DESIGN step 2)."""
 
+from __future__ import annotations
+
 import logging
 import os
 import time
 import warnings
+from collections.abc import Iterable
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,15 +19,15 @@ from coincide.base.devices import cuda_devices
 from coincide.base.progress import Progress
 from coincide.base.rows import Rows, unit_rows
 from coincide.clustering.init import first_centroids
-from coincide.clustering.lloyd import READ, Lloyd
+from coincide.clustering.lloyd import ROWS_PER_BATCH, Lloyd
 
 log = logging.getLogger(__name__)
 
-IN_MEMORY_AT_MOST = 8 * 2**30  # bytes of rows for which "auto" takes memory
-REPAIR_ROUNDS = 10
-SAME = 1e-6  # a row this close to its centroid is not worth a cluster of its own
-CUML_BUFFER = 2**16  # rows that cuML takes to the device at once, where they do not fit it
-STALLED = 1e-7  # gain in mean similarity below which another iteration is not worth it
+MAX_BYTES_IN_MEMORY = 8 * 2**30  # rows up to this size are held in memory by backend "auto"
+MAX_REPAIRS = 10  # attempts to fill clusters that are empty after the last iteration
+SAME = 1e-6  # a row whose cosine with its centroid is within this of 1 does not get a cluster to itself
+CUML_BUFFER = 2**16  # rows that cuML copies to the device at once, if not all fit
+STALLED = 1e-7  # gain in mean similarity at or below which another iteration is not worth its time
 
 
 @dataclass(frozen=True)
@@ -34,47 +38,61 @@ class Clustering:
         centroids: (K, d) float32, unit rows.
         labels: (n,) int32, the centroid with the largest dot product; ties: lowest index.
         similarity: (n,) float32, cosine of each row with its centroid.
-        objective: mean similarity with the moved centroids after each iteration; it never falls.
-            Empty where the backend's own iterations do not report it.
+        objective: mean similarity of the rows with the updated centroids after each iteration; it never
+            decreases.
     """
 
     centroids: np.ndarray
     labels: np.ndarray
     similarity: np.ndarray
-    objective: tuple = ()
+    objective: tuple[float, ...] = ()
 
 
-def spherical_kmeans(x, k, *, iterations=50, seed=0, backend="auto", fit_rows=None, stalled=STALLED):
+def spherical_kmeans(
+    x: np.ndarray | Iterable[np.ndarray] | Any,
+    k: int,
+    *,
+    iterations: int = 50,
+    seed: int = 0,
+    backend: str = "auto",
+    fit_rows: int | None = None,
+    stalled: float = STALLED,
+) -> Clustering:
     """Cluster rows on the unit sphere: assign by the largest dot product, centroids are normalised sums.
 
-    Begins with centroids drawn by k-means++ and improved on a sample. A cluster that is left empty gets
-    the row that its centroid serves worst. Where x has fewer distinct rows than k, clusters stay
-    empty: they are removed and a warning says how many are left. Zero rows belong to cluster 0 with
-    similarity 0. The same seed gives the same labels for any number of threads, for rows in memory
-    and on disk, however they are split, with the backends memory, stream and torch; theirs are the labels
-    of plain float32 Lloyd iterations with close calls decided in float64.
+    The first centroids are drawn by k-means++ and improved on a sample. A cluster that becomes empty gets
+    the row with the smallest similarity to its centroid. If x has fewer distinct rows than k, the clusters that
+    stay empty are removed, with a warning. Zero rows belong to cluster 0 with similarity 0.
+
+    With the backends memory, stream and torch, the same seed gives the same labels for any number of threads,
+    for rows in memory and on disk, and for any split into blocks: the labels of plain float32 Lloyd iterations
+    in which close calls are decided in float64.
 
     Args:
         x: (n, d) float16 or float32 array, an iterable of row blocks, or activations on disk
             (`coincide.base.activation_store.Activations`). Rows are scaled to unit norm.
         k: number of clusters, 1 <= k <= n.
-        iterations: Lloyd iterations at most.
-        seed: of the first centroids.
-        backend: "memory" (CPU, 3 bytes a number of a float16 row), "stream" (CPU, rows on disk are read at
-            each iteration), "faiss" (CPU, faiss.Kmeans, 4 bytes a number), "torch" (all GPUs that are visible,
-            in half precision, close calls decided in float64: the labels of memory; 2 bytes a number, or
-            streamed), "cuml" (GPUs, 4 bytes a number), or "auto": with a CUDA device cuml where it is installed
-            and the rows fit, else torch; without one memory up to 8 GiB, else stream.
-        fit_rows: fit on a sample of this many rows and assign all; None: fit on all.
-        stalled: gain in mean similarity at or below which iterations end early; 0 goes on until no
-            row changes its cluster. Not used by faiss.
+        iterations: maximum number of Lloyd iterations.
+        seed: seed of the first centroids.
+        backend: where and how the iterations run.
+            "memory": CPU, rows in memory, 3 bytes per number of a float16 row.
+            "stream": CPU, rows on disk are read at each iteration.
+            "faiss": CPU, faiss.Kmeans, 4 bytes per number.
+            "torch": all visible GPUs, in half precision; 2 bytes per number, or streamed if they do not fit.
+            "cuml": GPUs, cuML's KMeans, 4 bytes per number.
+            "auto": with a CUDA device, cuml if it is installed and the rows fit, else torch; without one, memory
+            for rows of up to 8 GiB, else stream.
+        fit_rows: fit the centroids on a random sample of this many rows, then assign all rows; None: fit on all.
+        stalled: iterations end early when the mean similarity gains no more than this; at 0 they end when no
+            row changes its cluster. Ignored by faiss.
 
     Returns:
         Clustering.
 
     Raises:
-        ValueError: k outside 1..n, unknown backend, wrong shape, NaN or infinity, nothing but zero rows.
-        ImportError: the backend's package is not installed.
+        ValueError: k outside 1..n, unknown backend, wrong shape, NaN or infinity, or only zero rows.
+        ImportError: the package of the backend is not installed.
+        MemoryError: the rows do not fit in memory for backend cuml.
 
     Source: Lee, Li, Hwang (EMNLP 2024), section 3.2; Dhillon and Modha (2001) for the algorithm.
 
@@ -96,128 +114,130 @@ def spherical_kmeans(x, k, *, iterations=50, seed=0, backend="auto", fit_rows=No
     if fit_rows is not None and fit_rows < n:
         fitted = Rows(rows.take(np.sort(np.random.default_rng(seed).choice(n, size=fit_rows, replace=False))))
     if backend == "auto":
-        backend = _usual_backend(fitted, k)
+        backend = _default_backend(fitted, k)
     log.info("k-means: %d rows of %d numbers, %d clusters, backend %s", len(fitted), d, k, backend)
     start = time.monotonic()
-    seeds = first_centroids(fitted, k, seed)
+    initial = first_centroids(fitted, k, seed)
     log.info("k-means: first centroids after %.1f s", time.monotonic() - start)
-    state, objective = BACKENDS[backend](fitted, seeds, iterations, seed, stalled)
+    state, objective = BACKENDS[backend](fitted, initial, iterations, seed, stalled)
     if fitted is not rows:
         state = Lloyd(rows, state.centroids)
-        _say_loss(state, objective, len(fitted))
-    return _finish(state, objective)
+        _log_cost_of_sampling(state, objective, len(fitted))
+    return _assign_all(state, objective)
 
 
 def _iterate(state, iterations, stalled):
+    """Alternate assignment and update of a `Lloyd` or `DeviceLloyd`; return it and the objective per iteration."""
     rows, objective = state.rows, []
     progress = Progress(iterations * len(rows), "k-means", unit="rows")
     for i in range(iterations):
         changed = state.assign(progress)
-        progress.update((i + 1) * len(rows) - progress.done)  # rows whose label needed no look
+        progress.update((i + 1) * len(rows) - progress.done)  # the rows whose bounds were enough
         objective.append(state.update())
-        repaired = _repair(state)
+        filled = _fill_empty_clusters(state)
         log.info(
             "k-means: iteration %d, mean similarity %.7f, %d rows changed cluster, %d clusters re-seeded, work %.2f",
-            len(objective), objective[-1], changed, repaired, state.work,
+            len(objective), objective[-1], changed, filled, state.work,
         )  # fmt: skip
         gain = objective[-1] - objective[-2] if len(objective) > 1 else np.inf
-        if not repaired and (not changed or gain <= stalled):
+        if not filled and (not changed or gain <= stalled):
+            reason = f"the objective gains {gain:.1g}" if changed else "no row changes its cluster"
             if len(objective) < iterations:
-                log.info(
-                    "k-means: ends after %d of %d iterations: %s",
-                    len(objective),
-                    iterations,
-                    "no row changes its cluster" if not changed else f"the objective gains {gain:.1g}",
-                )
+                log.info("k-means: ends after %d of %d iterations: %s", len(objective), iterations, reason)
             break
     progress.close()
     return state, tuple(objective)
 
 
-def _memory(rows, seeds, iterations, seed, stalled):
-    return _iterate(Lloyd(rows.in_memory(), seeds, keep=True), iterations, stalled)
+# A backend takes (rows, initial centroids, iterations, seed, stalled) and returns a `Lloyd` or `DeviceLloyd` with the
+# final centroids, and the objective after each iteration.
 
 
-def _stream(rows, seeds, iterations, seed, stalled):
-    return _iterate(Lloyd(rows, seeds, keep=False), iterations, stalled)
+def _memory(rows, initial, iterations, seed, stalled):
+    return _iterate(Lloyd(rows.in_memory(), initial, keep=True), iterations, stalled)
 
 
-def _torch(rows, seeds, iterations, seed, stalled):
+def _stream(rows, initial, iterations, seed, stalled):
+    return _iterate(Lloyd(rows, initial, keep=False), iterations, stalled)
+
+
+def _torch(rows, initial, iterations, seed, stalled):
     from coincide.clustering.lloyd_gpu import DeviceLloyd
 
-    return _iterate(DeviceLloyd(rows, seeds, cuda_devices() or ["cpu"]), iterations, stalled)
+    return _iterate(DeviceLloyd(rows, initial, cuda_devices() or ["cpu"]), iterations, stalled)
 
 
-def _repair(state):
-    """Give each empty cluster a row of its own, split off from the cluster that serves it worst.
+def _fill_empty_clusters(state):
+    """Make rows with the smallest similarity to their centroids the centroids of empty clusters.
 
     Returns:
-        number of centroids changed; 0 where no row differs from its centroid.
+        number of centroids changed; 0 if no cluster is empty, or no row differs from its centroid.
     """
     empty = np.flatnonzero(state.sizes == 0)
     if not len(empty):
         return 0
     similarity = state.similarity()
-    similarity[state.labels < 0] = 1  # a zero row is no centroid
+    similarity[state.labels < 0] = 1  # a zero row cannot be a centroid
     worst = np.argsort(similarity, kind="stable")[: 4 * len(empty)]
     worst = worst[similarity[worst] < 1 - SAME]
-    found = unit_rows(state.rows.take(worst).astype(np.float32))
-    _, first = np.unique(found, axis=0, return_index=True)  # copies of one row would be one cluster again
-    found = found[np.sort(first)][: len(empty)]
-    state.replace(empty[: len(found)], found)
-    return len(found)
+    candidates = unit_rows(state.rows.take(worst).astype(np.float32))
+    _, first = np.unique(candidates, axis=0, return_index=True)  # two copies of a row cannot both have a cluster
+    new = candidates[np.sort(first)][: len(empty)]
+    state.replace(empty[: len(new)], new)
+    return len(new)
 
 
-def _say_loss(state, objective, fitted):
+def _log_cost_of_sampling(state, objective, fitted_rows):
+    """Log how much one more iteration gains, which runs over all rows and not only over the sample."""
     state.assign()
     before = float(state.similarity().mean(dtype=np.float64))
     after = state.update()
     log.info(
-        "k-means: fitted on %d of %d rows: mean similarity %s on these, %.7f on all; "
-        "one iteration over all rows gains %.1e, the least that fitting on a sample costs",
-        fitted, len(state.rows), f"{objective[-1]:.7f}" if objective else "not reported", before, after - before,
+        "k-means: fitted on %d of %d rows: mean similarity %.7f on these, %.7f on all; one iteration over all rows "
+        "gains %.1e, so fitting on a sample costs at least that much",
+        fitted_rows, len(state.rows), objective[-1], before, after - before,
     )  # fmt: skip
 
 
-def _faiss(rows, seeds, iterations, seed, stalled):
+def _faiss(rows, initial, iterations, seed, stalled):
     import faiss
 
     kmeans = faiss.Kmeans(
         rows.shape[1],
-        len(seeds),
+        len(initial),
         niter=iterations,
         spherical=True,
         seed=seed,
-        # faiss samples above 256 rows a centroid and warns below 39; both would change the method
+        # by default faiss samples above 256 rows per centroid and warns below 39
         max_points_per_centroid=len(rows),
         min_points_per_centroid=1,
     )
-    kmeans.train(_unit_rows_in_memory(rows), init_centroids=seeds)
+    kmeans.train(_unit_rows_in_memory(rows), init_centroids=initial)
     return Lloyd(rows, unit_rows(kmeans.centroids)), tuple(float(o) / len(rows) for o in kmeans.obj)
 
 
-def _cuml(rows, seeds, iterations, seed, stalled):
-    # cuML knows L2 alone. On unit rows the nearest unit centroid is the one with the largest dot
-    # product, so one round at a time with centroids put back on the sphere is spherical k-means.
-    with _cuml_rounds(rows, len(seeds), seed) as fitted:
-        centroids, objective = seeds, []
+def _cuml(rows, initial, iterations, seed, stalled):
+    # cuML minimises L2 distances. The nearest unit centroid of a unit row is the one with the largest dot product,
+    # so single iterations, each followed by scaling the centroids to unit norm, are spherical k-means.
+    with _cuml_iteration(rows, len(initial), seed) as iterate:
+        centroids, objective = initial, []
         for _ in range(iterations):
-            found, inertia = fitted(centroids)
-            centroids = unit_rows(found)
-            # mean |x - c|² = 2 - 2 · mean similarity with the centroids that the round began with
+            means, inertia = iterate(centroids)
+            centroids = unit_rows(means)
+            # mean |x - c|² = 2 - 2 · mean similarity with the centroids at the start of the iteration
             objective.append(1 - inertia / (2 * len(rows)))
             log.info("k-means: iteration %d, mean similarity %.7f", len(objective), objective[-1])
             if len(objective) > 1 and objective[-1] - objective[-2] <= stalled:
-                log.info("k-means: the objective stalls, ending after %d of %d iterations", len(objective), iterations)
+                log.info("k-means: ends after %d of %d iterations: the objective stalls", len(objective), iterations)
                 break
     return Lloyd(rows, centroids), tuple(objective)
 
 
 @contextmanager
-def _cuml_rounds(rows, k, seed):
-    """A function centroids -> (centroids after one L2 iteration, sum of squared distances before it), by cuML.
+def _cuml_iteration(rows, k, seed):
+    """Context with a function centroids -> (centroids after one L2 iteration, sum of squared distances before it).
 
-    On one GPU; on all that are visible, through dask, where dask-cuda is installed.
+    It runs on one GPU, or on all visible GPUs through dask if dask-cuda is installed.
     """
     try:
         import cupy
@@ -227,7 +247,7 @@ def _cuml_rounds(rows, k, seed):
             "clustering backend 'cuml' needs the packages cuml and cupy; install them, or set the backend to torch"
         ) from error
     _check_memory(rows)
-    # seeds are given: cuML would fit ten times, and copy all rows to draw seeds of its own
+    # with initial centroids one fit is enough, and cuML does not copy all rows to draw others
     options = {"n_clusters": k, "n_init": 1, "max_iter": 1, "random_state": seed}
     devices = cuda_devices()
     with ExitStack() as stack:
@@ -246,21 +266,22 @@ def _cuml_rounds(rows, k, seed):
         else:
             data, options["device_buffer_samples"] = _unit_rows_in_memory(rows), CUML_BUFFER
 
-        def fitted(centroids):
+        def iterate(centroids):
             kmeans = KMeans(init=cupy.asarray(centroids), **options)
             kmeans.fit(data)
             return cupy.asnumpy(kmeans.cluster_centers_), float(kmeans.inertia_)
 
-        yield fitted
+        yield iterate
 
 
 def _check_memory(rows):
-    """Refuse rows that cuML cannot be given: it takes float32, which they are made into first."""
-    needed, there = 4 * len(rows) * rows.shape[1], os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if needed > there:
+    """Raise a MemoryError if the float32 rows that cuML needs do not fit in memory."""
+    needed = 4 * len(rows) * rows.shape[1]
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > free:
         raise MemoryError(
-            f"clustering backend 'cuml' needs {needed / 2**30:.0f} GiB for the rows in float32, "
-            f"{there / 2**30:.0f} GiB are free: take backend torch, which leaves them float16 and streams them, "
+            f"clustering backend 'cuml' needs {needed / 2**30:.0f} GiB for the rows in float32, but "
+            f"{free / 2**30:.0f} GiB are free: use backend torch, which keeps them in float16 and streams them, "
             "or set clustering.fit_rows"
         )
 
@@ -277,39 +298,41 @@ BACKENDS = {"memory": _memory, "stream": _stream, "faiss": _faiss, "torch": _tor
 
 
 def _unit_rows_in_memory(rows):
-    return np.concatenate([unit_rows(block.astype(np.float32)) for _, block in rows.blocks(READ)])
+    return np.concatenate([unit_rows(block.astype(np.float32)) for _, block in rows.blocks(ROWS_PER_BATCH)])
 
 
-def _usual_backend(rows, k):
+def _default_backend(rows, k):
     if cuda_devices():
         installed = find_spec("cuml") is not None and find_spec("cupy") is not None
         return "cuml" if installed and _float32_fits(rows, k) else "torch"
-    return "memory" if 3 * len(rows) * rows.shape[1] <= IN_MEMORY_AT_MOST else "stream"
+    return "memory" if 3 * len(rows) * rows.shape[1] <= MAX_BYTES_IN_MEMORY else "stream"
 
 
-def _finish(state, objective):
+def _assign_all(state, objective):
+    """Assign all rows to the final centroids and make the result; empty clusters are filled or removed."""
     state.assign()
-    for _ in range(REPAIR_ROUNDS):
-        if not (changed := _repair(state)):
+    for _ in range(MAX_REPAIRS):
+        filled = _fill_empty_clusters(state)
+        if not filled:
             break
-        log.info("k-means: re-seeded %d empty clusters", changed)
+        log.info("k-means: re-seeded %d empty clusters", filled)
         state.assign()
-    filled, labels = np.flatnonzero(state.sizes), state.labels
-    if not len(filled):
+    kept = np.flatnonzero(state.sizes)
+    k = len(state.sizes)
+    if not len(kept):
         raise ValueError("every row of x is zero: there is nothing to cluster")
-    if len(filled) < len(state.sizes):
+    if len(kept) < k:
         warnings.warn(
-            f"{len(state.sizes) - len(filled)} of {len(state.sizes)} clusters are empty and were removed: "
-            "x has fewer distinct rows than k",
-            stacklevel=3,
+            f"{k - len(kept)} of {k} clusters are empty and were removed: x has fewer distinct rows than k",
+            stacklevel=3,  # the caller of spherical_kmeans
         )
     similarity = state.similarity()
-    labels = np.searchsorted(filled, labels).astype(np.int32)  # zero rows, labelled -1, become 0
-    return Clustering(state.centroids[filled], labels, similarity, objective)
+    labels = np.searchsorted(kept, state.labels).astype(np.int32)  # zero rows, labelled -1, become 0
+    return Clustering(state.centroids[kept], labels, similarity, objective)
 
 
-def clusters_table(sample_ids, clustering):
-    """sample_id, cluster, similarity."""
+def clusters_table(sample_ids: np.ndarray, clustering: Clustering) -> pd.DataFrame:
+    """Table with one row per sample: sample_id, cluster (int32), similarity (float32)."""
     return pd.DataFrame(
         {"sample_id": sample_ids, "cluster": clustering.labels, "similarity": clustering.similarity}
     ).astype({"cluster": "int32", "similarity": "float32"})

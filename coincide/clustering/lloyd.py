@@ -1,70 +1,88 @@
-"""Exact Lloyd iterations on the unit sphere, by low-precision screening and pruning.
+"""Exact Lloyd iterations on the unit sphere, made fast by low-precision screening and pruning.
 
-Plain Lloyd multiplies every row with every centroid in float32 at every iteration. Here most of
-that is spared and the labels stay those of the plain way:
+Plain Lloyd iterations multiply every row with every centroid in float32. Here most of these products
+are avoided or cheaper, and the labels are those of the plain iterations:
 
-- Screening. Products of int8 roundings, summed exactly in int32, cost a quarter of float32 ones on
-  processors with AVX-512 VNNI. A bound on what rounding cut off says which centroids can be a row's
-  best; where more than one can, they are compared by float64 dot products (`compiled.decide`).
-- Pruning (Hamerly 2010, carried to dot products). A row keeps a lower bound of its own centroid's
-  score and an upper bound of all others'. Centroids that moved loosen them by how far they moved.
-  A row whose bounds still stand apart is not looked at; a row whose own centroid still beats all
-  that did not move is compared with those that did.
-- Sums are integers: exact in any order, so that rows that change cluster are added and taken, and
-  neither threads nor blocks change a digit.
+- Screening. Products of int8 roundings, summed exactly in int32, cost a quarter of float32 products on
+  processors with AVX-512 VNNI. The Cauchy-Schwarz inequality bounds what rounding cut off, and with it
+  which centroids can be a row's best. If there is more than one, they are compared by float64 dot
+  products (`coincide.clustering.loops.assign_rows`).
+- Pruning (bounds of Hamerly 2010, "Making k-means even faster", carried from distances to dot products).
+  Each row keeps a lower bound of the score of its own centroid and an upper bound of the scores of all
+  others. Centroids that move loosen the bounds by as much as they moved, their drift. A row whose
+  lower bound is still above its upper bound keeps its label without any product. A row whose own centroid
+  still beats all centroids that did not move is compared only with those that did.
+- Sums of members are sums of integers, exact in any order: rows that change cluster are added to one sum
+  and subtracted from another, and neither the number of threads nor the batch size changes a digit.
 """
+
+from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from coincide.base import numba_loops as compiled
+from coincide.base.numba_support import bits
+from coincide.base.progress import Progress
+from coincide.base.rows import Rows
+from coincide.base.threads import one_blas_thread, threads
+from coincide.clustering import loops
+from coincide.clustering.loops import Assignment, Candidates, RoundedRows, RowBatch
 
-READ = 4096  # rows read at once
-PRODUCTS = 2**23  # products held at once
-MARGIN = 1e-5  # of float32 bounds, far above their rounding
-FEW = 0.7  # share of centroids below which it pays to compare with the moved ones alone
+ROWS_PER_BATCH = 4096  # rows read at once
+PRODUCTS_AT_ONCE = 2**23
+MARGIN = 1e-5  # added to float32 bounds, far above their rounding
+FEW_MOVED = 0.7  # share of moved centroids up to which it pays to compare rows with these only
 
 
 class Lloyd:
     """State of spherical Lloyd iterations.
 
     Args:
-        rows: `Rows` of n rows of d numbers; scaled to unit norm on the way.
-        centroids: (K, d) float32 unit rows to begin with.
-        keep: hold the int8 rows in memory (n·d bytes) instead of making them anew at each iteration.
-        int8: screen in int8 or in float32; None for what is faster here. Labels do not depend on it.
+        rows: n rows of d numbers; they are scaled to unit norm as they are read.
+        centroids: (K, d) float32 unit rows to start from.
+        keep: hold the int8 rows in memory (n·d bytes) instead of rounding them again at each iteration.
+        int8: screen in int8 or in float32; None selects the faster one on this machine. The labels are the same.
 
     Attributes:
         centroids: (K, d) float32.
         labels: (n,) int32; -1 for a zero row.
-        sizes: (K,) int64.
-        work: products made in the last `assign`, as a share of n·K.
+        sizes: (K,) int64 number of members.
+        work: products computed in the last `assign`, as a share of n·K.
     """
 
-    def __init__(self, rows, centroids, *, keep=False, int8=None):
+    def __init__(self, rows: Rows, centroids: np.ndarray, *, keep: bool = False, int8: bool | None = None):
         n, d = rows.shape
         k = len(centroids)
-        self.rows, self.centroids = rows, np.ascontiguousarray(centroids, np.float32).copy()
+        self.rows = rows
+        self.centroids = np.ascontiguousarray(centroids, np.float32).copy()
         self.int8 = int8_is_faster(d, k) if int8 is None else int8
         self.labels = np.full(n, -1, np.int32)
         self.sizes = np.zeros(k, np.int64)
-        self._centre = self.centroids.mean(axis=0, dtype=np.float64).astype(np.float32)
-        self._inverse, self._known = np.empty(n, np.float32), False
-        self._screen = Screen(n, d, self._centre, self.int8)
-        self._kept = np.empty((n, d), np.int8) if keep and self.int8 else None
-        self._of_centroids = Screen(k, d, self._centre, self.int8)
-        self._screened = np.empty((k, d), self._screen.dtype)
-        self._sums, self._lengths = np.zeros((k, d), np.int64), np.zeros(k)
-        # bounds of scores at the last comparison, and how far others may have risen since
-        self._own, self._others = np.full(n, -np.inf, np.float32), np.full(n, np.inf, np.float32)
-        self._rise, self._hopeful = np.zeros(n, np.float32), np.zeros(n, bool)
-        self._moved, self._touched = np.arange(k), np.zeros(k, bool)
         self.work = 1.0
+        self._centre = self.centroids.mean(axis=0, dtype=np.float64).astype(np.float32)
+        self._inverse_norms = np.empty(n, np.float32)
+        self._norms_known = False  # True after the first assignment
+        self._row_screen = Screen(n, d, self._centre, self.int8)
+        self._rounded_rows = np.empty((n, d), np.int8) if keep and self.int8 else None
+        self._centroid_screen = Screen(k, d, self._centre, self.int8)
+        self._rounded_centroids = np.empty((k, d), self._centroid_screen.dtype)
+        self._sums, self._sum_lengths = np.zeros((k, d), np.int64), np.zeros(k)
+        # Bounds of scores, see `Assignment`; the upper bound is as of a row's last comparison, and
+        # `_drift` is how much the score of any other centroid can have grown since then.
+        self._lower_bound = np.full(n, -np.inf, np.float32)
+        self._upper_bound = np.full(n, np.inf, np.float32)
+        self._drift = np.zeros(n, np.float32)
+        self._rescore = np.zeros(n, bool)  # rows whose lower bound the next assignment computes first
+        self._moved = np.arange(k)  # centroids that moved since the last assignment
+        self._changed = np.zeros(k, bool)  # clusters whose members changed since the last update
 
-    def assign(self, progress=None):
-        """Give every row the centroid with the largest dot product; ties: lowest index.
+    def assign(self, progress: Progress | None = None) -> int:
+        """Assign every row to the centroid with the largest dot product; ties: lowest index.
+
+        Args:
+            progress: counts the rows that had to be read.
 
         Returns:
             number of rows whose label changed.
@@ -72,165 +90,198 @@ class Lloyd:
         Raises:
             ValueError: NaN or infinity among the rows.
         """
-        k, moved, changed, products = len(self.centroids), self._moved, 0, 0
-        self._screened[moved] = self._of_centroids.fill(self.centroids, moved, np.ones(k, np.float32), moved)
-        every = self._columns(np.arange(k))
-        some = every if len(moved) > FEW * k else self._columns(moved)
-        for x, where, rows in self.rows.batches(np.flatnonzero(self._own <= self._others + self._rise), READ):
-            x, before = compiled.bits(x), self.labels[rows]
-            if not self._known:
-                self._measure(x, where, rows)
-            self._score(x, where, rows)
-            apart = self._own[rows] > self._others[rows] + self._rise[rows]
-            beats = ~apart & (some is not every) & (self._own[rows] > self._others[rows] + MARGIN)
-            products += self._compare(x, where, rows, np.flatnonzero(beats), some, True)
-            products += self._compare(x, where, rows, np.flatnonzero(~apart & ~beats), every, False)
-            self._rise[rows[~apart]] = 0
-            changed += self._move(x, where, rows, before)
+        k, moved = len(self.centroids), self._moved
+        batch = RowBatch(self.centroids, moved, moved, np.ones(k, np.float32))
+        self._rounded_centroids[moved] = self._centroid_screen.fill(batch)
+        every_column = self._columns(np.arange(k))
+        few_moved = len(moved) <= FEW_MOVED * k
+        moved_columns = self._columns(moved) if few_moved else None
+        changed = products = 0
+        undecided = np.flatnonzero(self._lower_bound <= self._upper_bound + self._drift)
+        for x, batch_rows, rows in self.rows.batches(undecided, ROWS_PER_BATCH):
+            batch, old_labels = RowBatch(bits(x), batch_rows, rows, self._inverse_norms), self.labels[rows]
+            if not self._norms_known:
+                self._prepare(batch)
+            self._tighten(batch)
+            lower, upper, drift = self._lower_bound[rows], self._upper_bound[rows], self._drift[rows]
+            decided = lower > upper + drift
+            beats_unmoved = lower > upper + MARGIN
+            with_moved = ~decided & beats_unmoved & few_moved
+            with_all = ~decided & ~with_moved
+            products += self._compare(batch.take(np.flatnonzero(with_moved)), moved_columns, partial=True)
+            products += self._compare(batch.take(np.flatnonzero(with_all)), every_column, partial=False)
+            self._drift[rows[~decided]] = 0
+            changed += self._move_rows(batch, old_labels)
             if progress is not None:
                 progress.update(len(rows))
-        self._others += self._rise
-        self._rise[:], self._hopeful[:] = 0, False
-        self._known, self._moved = True, moved[:0]
+        self._upper_bound += self._drift
+        self._drift[:] = 0
+        self._rescore[:] = False
+        self._moved = moved[:0]
+        self._norms_known = True
         self.work = products / (len(self.rows) * k)
         return changed
 
-    def update(self):
-        """Move the centroids of clusters whose members changed to their normalised sums.
+    def update(self) -> float:
+        """Move the centroids of clusters whose members changed to the normalised sums of their members.
 
         Returns:
             the objective: mean similarity of the rows with the new centroids.
         """
-        which = np.flatnonzero(self._touched & (self.sizes > 0))
-        old = self.centroids[which]
-        compiled.centroids_of(self._sums, which, self.centroids, self._lengths)
-        self._lengths[self.sizes == 0] = 0
-        self._touched[:] = False
-        self._loosen(which, self.centroids[which] - old)
-        return float(self._lengths.sum() / len(self.rows))
+        clusters = np.flatnonzero(self._changed & (self.sizes > 0))
+        old = self.centroids[clusters]
+        loops.normalise_sums(self._sums, clusters, self.centroids, self._sum_lengths)
+        self._sum_lengths[self.sizes == 0] = 0
+        self._changed[:] = False
+        self._loosen_bounds(clusters, self.centroids[clusters] - old)
+        return float(self._sum_lengths.sum() / len(self.rows))
 
-    def replace(self, which, centroids):
-        """Put centroids in place of others: (m,) indices, (m, d) float32 unit rows."""
-        old = self.centroids[which]
-        self.centroids[which] = centroids
-        self._loosen(which, centroids - old)
+    def replace(self, clusters: np.ndarray, centroids: np.ndarray) -> None:
+        """Replace the centroids of (m,) clusters by (m, d) float32 unit rows."""
+        old = self.centroids[clusters]
+        self.centroids[clusters] = centroids
+        self._loosen_bounds(clusters, centroids - old)
 
-    def similarity(self):
+    def similarity(self) -> np.ndarray:
         """(n,) float32 cosine of each row with its centroid."""
         result = np.empty(len(self.rows), np.float32)
-        for x, where, rows in self.rows.batches(np.arange(len(self.rows)), READ):
-            out = np.empty(len(rows), np.float32)
-            compiled.similarities(compiled.bits(x), where, self._inverse, rows, self.centroids, self.labels, out)
-            result[rows] = out
+        for x, batch_rows, rows in self.rows.batches(np.arange(len(self.rows)), ROWS_PER_BATCH):
+            result[rows] = self._assigned_cosines(RowBatch(bits(x), batch_rows, rows, self._inverse_norms))
         return result
 
-    def _measure(self, x, where, rows):
-        compiled.inverse_norms(x, where, rows, self._inverse)
-        bad = np.isnan(self._inverse[rows])
+    def _assigned_cosines(self, batch):
+        cosines = np.empty(len(batch.rows), np.float32)
+        loops.assigned_cosines(batch, self.centroids, self.labels, cosines)
+        return cosines
+
+    def _prepare(self, batch):
+        """Compute the norms of rows that are read for the first time, and their int8 rows if these are kept."""
+        loops.compute_inverse_norms(batch)
+        bad = np.isnan(self._inverse_norms[batch.rows])
         if bad.any():
             raise ValueError(
-                f"x has {np.count_nonzero(bad)} rows with NaN or infinity among those up to row {rows[-1]}, "
-                f"the first is row {rows[np.argmax(bad)]}"
+                f"x has {np.count_nonzero(bad)} rows with NaN or infinity among those up to row {batch.rows[-1]}, "
+                f"the first is row {batch.rows[np.argmax(bad)]}"
             )
-        if self._kept is not None:
-            self._kept[rows] = self._screen.fill(x, where, self._inverse, rows)
+        if self._rounded_rows is not None:
+            self._rounded_rows[batch.rows] = self._row_screen.fill(batch)
 
-    def _score(self, x, where, rows):
-        """A row's own score by one dot product, where that may spare it the comparison with all centroids."""
-        which = np.flatnonzero(self._hopeful[rows])
-        out = np.empty(len(which), np.float32)
-        rows = rows[which]
-        compiled.similarities(x, where[which], self._inverse, rows, self.centroids, self.labels, out)
-        self._own[rows] = out - self._screen.offset[rows] - MARGIN
+    def _tighten(self, batch):
+        """Recompute lower bounds if this one dot product may avoid the comparison with all centroids."""
+        batch = batch.take(np.flatnonzero(self._rescore[batch.rows]))
+        offset = self._row_screen.bounds.offset[batch.rows]
+        self._lower_bound[batch.rows] = self._assigned_cosines(batch) - offset - MARGIN
 
-    def _columns(self, columns):
-        return columns, self._screened[columns], *self._of_centroids.of_columns(columns)
+    def _columns(self, clusters):
+        """Centroids to compare rows with: their bounds and their rounded vectors."""
+        return self._centroid_screen.candidates(clusters), self._rounded_centroids[clusters]
 
-    def _compare(self, x, where, rows, which, columns, known):
-        """Compare the rows at `which` with centroids; returns the number of products."""
-        numbers, matrix, *bounds = columns
-        step = int(np.clip(PRODUCTS // max(len(numbers), 1), 256, READ))
-        for first in range(0, len(which), step):
-            part = which[first : first + step]
-            compiled.decide(
-                multiply(self._rounded(x, where[part], rows[part]), matrix), numbers, x, where[part],
-                self._inverse, rows[part], self.centroids, *self._screen.arrays, *bounds,
-                self.labels, self._own, self._others, known,
-            )  # fmt: skip
-        return len(which) * len(numbers)
+    def _compare(self, batch, columns, partial):
+        """Assign a batch to the best of some centroids (see `loops.assign_rows`); return the number of products."""
+        if not len(batch.rows):
+            return 0
+        candidates, matrix = columns
+        assignment = Assignment(self.labels, self._lower_bound, self._upper_bound)
+        step = int(np.clip(PRODUCTS_AT_ONCE // max(len(matrix), 1), 256, ROWS_PER_BATCH))
+        for first in range(0, len(batch.rows), step):
+            some = batch.take(slice(first, first + step))
+            products = multiply(self._rounded(some), matrix)
+            loops.assign_rows(products, some, self._row_screen.bounds, self.centroids, candidates, assignment, partial)
+        return len(batch.rows) * len(matrix)
 
-    def _rounded(self, x, where, rows):
-        if self._kept is None:
-            return self._screen.fill(x, where, self._inverse, rows)
-        first, last = rows[0], rows[-1] + 1
-        return self._kept[first:last] if last - first == len(rows) else self._kept[rows]
+    def _rounded(self, batch):
+        """(m, d) rounded rows of a batch."""
+        if self._rounded_rows is None:
+            return self._row_screen.fill(batch)
+        first, stop = batch.rows[0], batch.rows[-1] + 1
+        adjacent = stop - first == len(batch.rows)
+        return self._rounded_rows[first:stop] if adjacent else self._rounded_rows[batch.rows]
 
-    def _move(self, x, where, rows, before):
-        after = self.labels[rows]
-        moved = np.flatnonzero(before != after)
-        moved = moved[np.argsort(after[moved], kind="stable")]  # a cluster's sum stays in the cache
-        add, take = after[moved], before[moved]
-        chunk = max(64, min(8192, -(-self._sums.shape[1] // compiled.threads())))
-        compiled.add_rows(x, where[moved], self._inverse, rows[moved], add, take, self._sums, chunk)
-        left = take[take >= 0]
-        self.sizes += np.bincount(add, minlength=len(self.sizes)) - np.bincount(left, minlength=len(self.sizes))
-        self._touched[add], self._touched[left] = True, True
+    def _move_rows(self, batch, old_labels):
+        """Update sums and sizes of clusters after a batch got new labels; return the number of labels that changed."""
+        new_labels = self.labels[batch.rows]
+        moved = np.flatnonzero(old_labels != new_labels)
+        moved = moved[np.argsort(new_labels[moved], kind="stable")]  # keeps the sum of a cluster in the cache
+        joined, left = new_labels[moved], old_labels[moved]
+        columns_per_thread = max(64, min(8192, -(-self._sums.shape[1] // threads())))
+        loops.move_rows(batch.take(moved), joined, left, self._sums, columns_per_thread)
+        left = left[left >= 0]
+        k = len(self.sizes)
+        self.sizes += np.bincount(joined, minlength=k) - np.bincount(left, minlength=k)
+        self._changed[joined] = True
+        self._changed[left] = True
         return len(moved)
 
-    def _loosen(self, which, step):
-        """Widen the bounds by how far centroids moved."""
-        far = (step != 0).any(axis=1)
-        which, step = which[far], step[far].astype(np.float64)
-        self._moved = np.union1d(self._moved, which)
-        if not self._known or not len(which):
+    def _loosen_bounds(self, clusters, steps):
+        """Loosen the bounds of all rows after the centroids of `clusters` moved by `steps`, (m, d).
+
+        A step changes the score of a row x by x·step - offset change = (x-µ)·step + µ·step, which lies within
+        |x-µ||step| of µ·step (Cauchy-Schwarz inequality).
+        """
+        moved = (steps != 0).any(axis=1)
+        clusters, steps = clusters[moved], steps[moved].astype(np.float64)
+        self._moved = np.union1d(self._moved, clusters)
+        if not self._norms_known or not len(clusters):
             return
-        # x·step = (x-µ)·step + µ·step, at most |x-µ||step| away from the last
-        k, labels, spread = len(self.centroids), self.labels, self._screen.spread
-        along, length = np.zeros(k, np.float32), np.zeros(k, np.float32)
-        along[which] = step @ self._centre
-        length[which] = np.sqrt((step**2).sum(axis=1)) * (1 + MARGIN)
+        k, labels, norm = len(self.centroids), self.labels, self._row_screen.bounds.norm
+        centre_step, length = np.zeros(k, np.float32), np.zeros(k, np.float32)
+        centre_step[clusters] = steps @ self._centre
+        length[clusters] = np.sqrt((steps**2).sum(axis=1)) * (1 + MARGIN)
+        # the longest step among the centroids that are not the row's own
         second, first = np.argsort(length)[-2:] if k > 1 else (0, 0)
-        furthest = np.where(labels == first, length[second], length[first])
-        self._rise += (max(along.max(), 0) + MARGIN) + furthest * spread
-        self._hopeful |= (length[labels] > 0) & (self._own + along[labels] + length[labels] * spread > self._others)
-        self._own += along[labels] - MARGIN - length[labels] * spread
+        longest_other = np.where(labels == first, length[second], length[first])
+        self._drift += (max(centre_step.max(), 0) + MARGIN) + longest_other * norm
+        may_still_win = self._lower_bound + centre_step[labels] + length[labels] * norm > self._upper_bound
+        self._rescore |= (length[labels] > 0) & may_still_win
+        self._lower_bound += centre_step[labels] - MARGIN - length[labels] * norm
 
 
 class Screen:
-    """Rows rounded for screening, less a centre, with the numbers that bound their error."""
+    """Rounds rows minus a centre for screening, and keeps bounds of what rounding cut off.
 
-    def __init__(self, n, d, centre, int8):
+    Args:
+        n: number of rows.
+        d: numbers per row.
+        centre: (d,) float32 vector that is subtracted from rows.
+        int8: round to int8; otherwise rows stay float32, and the bounds cover the rounding of float32 products.
+
+    Attributes:
+        bounds: `RoundedRows` of the n rows, filled by `fill`.
+        dtype: of the rounded rows.
+    """
+
+    def __init__(self, n: int, d: int, centre: np.ndarray, int8: bool):
         self.centre, self.int8, self.dtype = centre, int8, np.int8 if int8 else np.float32
-        self.scale, self.rest = np.ones(n, np.float32), np.zeros(n, np.float32)
-        self.spread, self.offset = np.zeros(n, np.float32), np.zeros(n)
-        self.rounding = np.float32(d * 2.0**-24)  # of a float32 sum of d products, relative to the norms
+        self.bounds = RoundedRows(
+            scale=np.ones(n, np.float32),
+            error=np.zeros(n, np.float32),
+            norm=np.zeros(n, np.float32),
+            offset=np.zeros(n),
+        )
+        self._relative_error = np.float32(d * 2.0**-24)  # of a float32 sum of d products, relative to the norms
 
-    def fill(self, x, where, inverse, rows):
-        """(m, d) rounded rows; their bounds go to the places `rows`."""
-        out = np.empty((len(rows), x.shape[1]), self.dtype)
+    def fill(self, batch: RowBatch) -> np.ndarray:
+        """(m, d) rounded rows of a batch; their bounds are set at `batch.rows`."""
+        rounded = np.empty((len(batch.rows), batch.x.shape[1]), self.dtype)
         if self.int8:
-            compiled.quantise(x, where, inverse, rows, self.centre, out, *self.arrays)
+            loops.quantise(batch, self.centre, rounded, self.bounds)
         else:
-            compiled.centre_rows(x, where, inverse, rows, self.centre, out, self.spread, self.offset)
-            self.rest[rows] = self.spread[rows] * self.rounding
-        return out
+            loops.centre_rows(batch, self.centre, rounded, self.bounds)
+            self.bounds.error[batch.rows] = self.bounds.norm[batch.rows] * self._relative_error
+        return rounded
 
-    @property
-    def arrays(self):
-        """scale, rest, spread, offset."""
-        return self.scale, self.rest, self.spread, self.offset
-
-    def of_columns(self, columns):
-        """scale, rest, spread, along (centre · centroid) of these centroids, float32."""
-        along = self.offset[columns] + float(self.centre.astype(np.float64) @ self.centre)
-        return self.scale[columns], self.rest[columns], self.spread[columns], along.astype(np.float32)
+    def candidates(self, clusters: np.ndarray) -> Candidates:
+        """Bounds of the centroids of `clusters`, where the rows of this screen are centroids."""
+        scale, error, norm, offset = (bound[clusters] for bound in self.bounds)
+        centre_product = offset + float(self.centre.astype(np.float64) @ self.centre)
+        return Candidates(clusters, scale, error, norm, centre_product.astype(np.float32))
 
 
-def multiply(rows, columns):
-    """(m, k) products of (m, d) rows with (k, d) rows: int32 from int8, exact; float32 from float32."""
+def multiply(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """(m, k) products of (m, d) rows with (k, d) columns: int32 from int8, exact; float32 from float32."""
     if rows.dtype == np.float32:
         return _multiply_float32(rows, columns)
-    if rows.shape[1] == 1:  # torch takes the strides of one column for those of one row, and reads past its end
+    if rows.shape[1] == 1:  # torch mistakes the strides of a single column for those of a row, and reads out of bounds
         return rows.astype(np.int32) * columns.T
     import torch
 
@@ -238,16 +289,22 @@ def multiply(rows, columns):
 
 
 def _multiply_float32(rows, columns):
-    threads = compiled.threads()
+    """Products by one BLAS thread per block of rows."""
     out = np.empty((len(rows), len(columns)), np.float32)
-    starts = range(0, len(rows), step := -(-len(rows) // threads))
-    with compiled.one_blas_thread(), ThreadPoolExecutor(threads) as pool:
-        list(pool.map(lambda s: np.matmul(rows[s : s + step], columns.T, out=out[s : s + step]), starts))
+    workers = threads()
+    step = -(-len(rows) // workers)
+
+    def multiply_block(start):
+        block = slice(start, start + step)
+        np.matmul(rows[block], columns.T, out=out[block])
+
+    with one_blas_thread(), ThreadPoolExecutor(workers) as pool:
+        list(pool.map(multiply_block, range(0, len(rows), step)))
     return out
 
 
-def int8_is_faster(d, k):
-    """Whether int8 products are faster than float32 ones on this processor, by trying both once."""
+def int8_is_faster(d: int, k: int) -> bool:
+    """Whether int8 products are faster than float32 ones on this processor, measured on one product of each."""
     k = min(k, 1024)
     seconds = []
     for dtype in (np.int8, np.float32):

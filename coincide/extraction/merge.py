@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from coincide.base.activation_store import AGAIN, Activations, StorageError, samples_digest
+from coincide.base.activation_store import DELETE_AND_RERUN, Activations, StorageError, samples_digest
 from coincide.base.files import link_or_copy, replacing
 from coincide.dataset.samples import Reason, RejectedSample, rejected_table
 
@@ -59,7 +59,7 @@ def merge(manifest: pd.DataFrame, shards: Sequence[str | Path], output: str | Pa
             except StorageError as error:
                 aside = Path(f"{path}.damaged")
                 os.replace(path, aside)
-                unusable.append(f"{str(error).removesuffix(f': {AGAIN}')}; moved to {aside.name}")
+                unusable.append(f"{str(error).removesuffix(f': {DELETE_AND_RERUN}')}; moved to {aside.name}")
                 continue
             link_or_copy(path, folder / f"shard-{shard:05d}.parquet")
             log.info("shard %d: %d samples", shard, len(sample_ids))

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coincide.base import numba_loops as compiled
+from coincide.base.numba_support import bits
+from coincide.selection import loops
 
 if TYPE_CHECKING:
     import torch
@@ -68,7 +69,7 @@ class ClusterKernel:
     def column(self, i: int) -> NDArray[np.float64]:
         """(n,) kernel of every member with member i, computed from the activations."""
         squared = np.empty(len(self.x))
-        compiled.squared_distances(compiled.bits(self.x), i, squared)
+        loops.squared_distances(bits(self.x), i, squared)
         return np.exp(squared * (-0.5 / self.gamma**2))
 
     def means(self) -> NDArray[np.float64]:

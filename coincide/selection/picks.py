@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from coincide.base import numba_loops as compiled
 from coincide.base.clustered_rows import ClusteredRows
 from coincide.base.progress import Progress
 from coincide.base.rows import RowData, Rows
+from coincide.selection import loops
 from coincide.selection.kernel import ClusterKernel, KernelFunction
 
 if TYPE_CHECKING:
@@ -63,12 +63,12 @@ def greedy_picks(kernel: ClusterKernel, m: int) -> NDArray[np.int64]:
     # to the cluster, to the picks, members not yet picked, sums over the picks: see `greedy_additions`
     running = to_cluster, np.zeros(n), np.ones(n, dtype=bool), np.zeros(2), picks
     if kernel.whole is not None:
-        compiled.greedy_additions(kernel.whole, *running, 0, m, TIE)
+        loops.greedy_additions(kernel.whole, *running, 0, m, TIE)
         return picks
     progress = Progress(m, "picks of a large cluster", unit="picks")
     column = np.zeros(n)
     for i in range(m):
-        compiled.greedy_additions(column[None], *running, i, i + 1, TIE)
+        loops.greedy_additions(column[None], *running, i, i + 1, TIE)
         column = kernel.column(picks[i])
         progress.update(1)
     progress.close()

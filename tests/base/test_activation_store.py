@@ -1,4 +1,4 @@
-"""Activation files: what is written is read, damage is found; and the merge of shards."""
+"""Activation files: round trip, detection of damage, and the merge of shards."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def shards(tmp_path):
     return manifest, rows, paths
 
 
-def test_reads_what_was_written(shards, tmp_path):
+def test_round_trip(shards, tmp_path):
     _, rows, paths = shards
     stored = Activations(paths[0])
     assert stored.shape == (6, 8)
@@ -42,7 +42,7 @@ def test_reads_what_was_written(shards, tmp_path):
     assert str(pq.read_schema(paths[0]).field("activation").type) == "fixed_size_binary[16]"
 
 
-def test_a_file_that_was_not_finished_is_not_there(tmp_path):
+def test_an_interrupted_write_leaves_no_file(tmp_path):
     def blocks():
         yield ["a"], np.zeros((1, 2), np.float16)
         raise KeyboardInterrupt
@@ -58,17 +58,17 @@ def test_merge_is_one_dataset_in_manifest_order(shards, tmp_path):
     merged = Activations(tmp_path / "activations.parquet")
     assert merged.sample_ids.tolist() == manifest["sample_id"].tolist()
     assert np.concatenate(list(merged)).tobytes() == rows.tobytes()
-    table = pq.read_table(tmp_path / "activations.parquet")  # any Parquet reader takes it
+    table = pq.read_table(tmp_path / "activations.parquet")  # any Parquet reader can read it
     assert np.frombuffer(table["activation"][9].as_py(), np.float16).tolist() == rows[9].tolist()
-    paths[0].unlink()  # the merge does not need the shards any more
+    paths[0].unlink()  # the merge does not depend on the shards any more
     assert len(list(Activations(tmp_path / "activations.parquet"))) == 3
 
 
-@pytest.mark.parametrize("where", ["middle", "end"])
-def test_damage_is_found_and_named(shards, tmp_path, where):
+@pytest.mark.parametrize("position", ["middle", "end"])
+def test_damaged_shards_are_reported_and_moved_aside(shards, tmp_path, position):
     manifest, _, paths = shards
     content = bytearray(paths[1].read_bytes())
-    if where == "middle":
+    if position == "middle":
         start = content.index(np.concatenate(list(Activations(paths[1])))[2].tobytes())
         content[start] ^= 1
     else:
@@ -78,28 +78,29 @@ def test_damage_is_found_and_named(shards, tmp_path, where):
     with pytest.raises(StorageError, match=r"^1 of 2 shards cannot be used:\n.*shard-1\.parquet"):
         merge(manifest, paths, tmp_path / "activations.parquet")
     assert not (tmp_path / "activations.parquet").exists()
-    assert [path.exists() for path in paths] == [True, False]  # aside, so that it alone is computed again
+    assert [path.exists() for path in paths] == [True, False]  # moved aside, so that only this shard is computed again
     assert Path(f"{paths[1]}.damaged").read_bytes() == content
 
 
-def test_merge_refuses_what_does_not_belong(shards, tmp_path):
+def test_merge_refuses_shards_of_other_samples_or_models(shards, tmp_path):
     manifest, rows, paths = shards
 
-    def put_back():
+    def restore_shards():
         for path in paths:
-            if (aside := Path(f"{path}.damaged")).exists():
-                aside.rename(path)
+            moved_aside = Path(f"{path}.damaged")
+            if moved_aside.exists():
+                moved_aside.rename(path)
 
     with pytest.raises(StorageError, match="does not hold the samples of shard 0"):
         merge(manifest, paths[::-1], tmp_path / "out")
-    put_back()
+    restore_shards()
     with pytest.raises(StorageError, match="does not hold the samples of shard 1"):
         merge(manifest.drop(9), paths, tmp_path / "out")
-    put_back()
+    restore_shards()
     write(paths[1], manifest["sample_id"].tolist()[6:], rows[6:], model="another")
     with pytest.raises(StorageError, match="another"):
         merge(manifest, paths, tmp_path / "out")
-    put_back()
+    restore_shards()
     rows[7, 0] = np.nan
     write(paths[1], manifest["sample_id"].tolist()[6:], rows[6:])
     with pytest.raises(StorageError, match="NaN"):
@@ -115,11 +116,11 @@ def test_every_row_is_in_exactly_one_table_after_the_merge(shards):
     assert kept["position"].tolist() == [0, 1, 2, 4, 5, 6, 9]
 
 
-@pytest.mark.parametrize("layout", ["ours", "many pages", "compressed", "dictionary"])
-def test_rows_by_position_whatever_the_layout(shards, tmp_path, layout):
+@pytest.mark.parametrize("layout", ["one page", "many pages", "compressed", "dictionary"])
+def test_rows_by_position_for_any_layout(shards, tmp_path, layout):
     _, rows, paths = shards
     options = {
-        "ours": None,
+        "one page": None,
         "many pages": {"data_page_size": 16, "write_batch_size": 1, "compression": "none", "use_dictionary": False},
         "compressed": {"compression": "zstd", "use_dictionary": False},
         "dictionary": {"compression": "none", "use_dictionary": True},
@@ -127,12 +128,12 @@ def test_rows_by_position_whatever_the_layout(shards, tmp_path, layout):
     folder = tmp_path / "all"
     folder.mkdir()
     for path in paths:
-        if options:  # the same table, as another writer may lay it out
+        if options:  # the same table in a layout of another writer
             table, metadata = pq.read_table(path), pq.read_metadata(path).metadata
             pq.write_table(table.replace_schema_metadata(metadata), path, row_group_size=4, **options)
         path.rename(folder / path.name)
     stored = Activations(folder)
-    assert [group.place is not None for group in stored._groups] == [layout == "ours"] * 3
+    assert [group.offset is not None for group in stored._groups] == [layout == "one page"] * 3
     order = np.array([9, 0, 3, 3, 6, 5])
     assert stored.rows(order).tobytes() == rows[order].tobytes()
     assert stored.rows([]).shape == (0, 8)

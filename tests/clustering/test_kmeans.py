@@ -1,4 +1,4 @@
-"""Spherical k-means against a plain one at every iteration, and its edge cases."""
+"""Spherical k-means: equality with plain Lloyd at every iteration, and edge cases."""
 
 import sys
 from functools import partial
@@ -14,18 +14,16 @@ from hypothesis import strategies as st
 import coincide
 from coincide.base.activation_store import Activations, write_activations
 from coincide.base.rows import Rows, unit_rows
-from coincide.clustering import kmeans as clusters
-from coincide.clustering import lloyd
-from coincide.clustering import lloyd_gpu as device_lloyd
-from coincide.clustering.init import _Nearness, draw_rows, first_centroids
+from coincide.clustering import kmeans, lloyd, lloyd_gpu
+from coincide.clustering.init import CosineScreen, draw_rows, first_centroids
 from coincide.clustering.lloyd import Lloyd
 from coincide.clustering.lloyd_gpu import DeviceLloyd
 
-EVERY_WAY = [
+LLOYD_VARIANTS = [
     partial(Lloyd, int8=True),
     partial(Lloyd, int8=True, keep=True),
     partial(Lloyd, int8=False),
-    # the numbers of half-precision products with float32 sums, on the CPU
+    # on the CPU, with the numbers of half-precision products and float32 sums
     partial(DeviceLloyd, devices=["cpu"]),
     partial(DeviceLloyd, devices=["cpu", "cpu"], resident=False),
 ]
@@ -55,36 +53,43 @@ def plain_lloyd(x, centroids, iterations):
         yield labels, centroids, np.linalg.norm(sums, axis=1).sum() / len(x)
 
 
-def stored(folder, x, parts=5):
-    blocks = (([str(i) for i in part], x[part]) for part in np.array_split(np.arange(len(x)), parts))
+def stored(folder, x, groups=5):
+    blocks = (([str(i) for i in rows], x[rows]) for rows in np.array_split(np.arange(len(x)), groups))
     write_activations(folder / "a.parquet", blocks, dimension=x.shape[1], metadata={"hidden_size": x.shape[1] // 2})
     return Activations(folder / "a.parquet")
 
 
-@pytest.mark.parametrize("how", EVERY_WAY)
+@pytest.mark.parametrize("make_state", LLOYD_VARIANTS)
 @pytest.mark.parametrize(("dtype", "k"), [(np.float16, 25), (np.float32, 25), (np.float16, 3)])
-def test_labels_are_those_of_plain_lloyd_at_every_iteration(how, dtype, k, monkeypatch):
-    monkeypatch.setattr(lloyd, "READ", 97)
-    monkeypatch.setattr(device_lloyd, "BLOCK", 97)
-    monkeypatch.setattr(device_lloyd, "AT_ONCE", 24 * 8 * 31)
+def test_labels_are_those_of_plain_lloyd_at_every_iteration(make_state, dtype, k, monkeypatch):
+    monkeypatch.setattr(lloyd, "ROWS_PER_BATCH", 97)
+    monkeypatch.setattr(lloyd_gpu, "BLOCK", 97)
+    monkeypatch.setattr(lloyd_gpu, "BYTES_AT_ONCE", 24 * 8 * 31)
     x = cloud(dtype=dtype)
     seeds = unit_rows(x[:k].astype(np.float32))
-    state, before, spared = how(Rows(x), seeds), 0, how.func is DeviceLloyd
+    state, before = make_state(Rows(x), seeds), 0
+    pruned = make_state.func is DeviceLloyd
     for labels, centroids, objective in plain_lloyd(x, seeds, 40):
         state.assign()
         assert (state.labels == labels).all()
-        spared |= state.work < 0.5
+        pruned |= state.work < 0.5
         assert state.update() == pytest.approx(objective, abs=1e-7)
         assert objective >= before - 1e-9
         np.testing.assert_allclose(state.centroids, centroids, atol=2e-6)
         assert (state.sizes == np.bincount(labels, minlength=k)).all()
         before = objective
-    assert spared  # else pruning was never tried
+    assert pruned  # otherwise pruning is not tested
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(2, 60), st.integers(1, 20), st.integers(1, 9), st.integers(0, 2**32 - 1), st.sampled_from(EVERY_WAY))
-def test_labels_are_those_of_plain_lloyd_for_small_data_of_any_shape(n, d, k, seed, how):
+@given(
+    st.integers(2, 60),
+    st.integers(1, 20),
+    st.integers(1, 9),
+    st.integers(0, 2**32 - 1),
+    st.sampled_from(LLOYD_VARIANTS),
+)
+def test_labels_are_those_of_plain_lloyd_for_small_data_of_any_shape(n, d, k, seed, make_state):
     rng = np.random.default_rng(seed)
     # small integers give copies and exact ties
     x = rng.integers(-2, 3, size=(n, d)).astype(np.float32) + np.float32(rng.random() < 0.5) * rng.normal(size=(n, d))
@@ -92,21 +97,21 @@ def test_labels_are_those_of_plain_lloyd_for_small_data_of_any_shape(n, d, k, se
     if not len(x):
         return
     k = min(k, len(x))
-    state = how(Rows(x), unit_rows(x[:k]))
+    state = make_state(Rows(x), unit_rows(x[:k]))
     for _ in range(5):
         state.assign()
-        # as the exact products say, up to their own rounding
+        # labels of exact products, up to the rounding of these
         scores = unit_rows(x.astype(np.float64)) @ state.centroids.T.astype(np.float64)
-        own = scores[np.arange(len(x)), state.labels]
-        assert (own >= scores.max(axis=1) - 1e-12).all()
+        assigned = scores[np.arange(len(x)), state.labels]
+        assert (assigned >= scores.max(axis=1) - 1e-12).all()
         state.update()
 
 
-def test_finds_separate_groups_and_keeps_its_promises():
+def test_separate_groups_are_recovered():
     x, truth = blobs()
     clustering = coincide.spherical_kmeans(x, 6)
     pairs = {(int(a), int(b)) for a, b in zip(truth, clustering.labels)}
-    assert len(pairs) == 6  # seeds that lie far from each other find every group
+    assert len(pairs) == 6  # the first centroids are far from each other: one in each group
     np.testing.assert_allclose(np.linalg.norm(clustering.centroids, axis=1), 1, atol=1e-5)
     unit = x / np.linalg.norm(x, axis=1, keepdims=True)
     scores = unit @ clustering.centroids.T
@@ -115,40 +120,40 @@ def test_finds_separate_groups_and_keeps_its_promises():
 
 
 @pytest.mark.parametrize("backend", ["memory", "stream", "faiss", "torch"])
-def test_every_backend_is_as_good_as_the_plain_one(backend):
+def test_every_backend_reaches_the_objective_of_plain_lloyd(backend):
     x = cloud(400, 10)
     seeds = first_centroids(Rows(x), 8, 0)
     *_, (_, _, objective) = plain_lloyd(x, seeds, 50)
-    ours = coincide.spherical_kmeans(x, 8, seed=0, backend=backend)
-    assert ours.similarity.mean() == pytest.approx(objective, rel=1e-3)
-    assert ours.objective[-1] == pytest.approx(objective, rel=1e-3)
-    assert all(after >= before - 1e-6 for before, after in pairwise(ours.objective))
+    clustering = coincide.spherical_kmeans(x, 8, seed=0, backend=backend)
+    assert clustering.similarity.mean() == pytest.approx(objective, rel=1e-3)
+    assert clustering.objective[-1] == pytest.approx(objective, rel=1e-3)
+    assert all(after >= before - 1e-6 for before, after in pairwise(clustering.objective))
 
 
-def test_threads_blocks_and_place_do_not_change_a_bit(tmp_path, monkeypatch):
+def test_threads_blocks_and_storage_do_not_change_a_bit(tmp_path, monkeypatch):
     x = cloud()
     expected = coincide.spherical_kmeans(x, 30, seed=4, backend="memory")
 
-    def same(clustering):
+    def assert_same(clustering):
         assert clustering.labels.tolist() == expected.labels.tolist()
         assert clustering.centroids.tobytes() == expected.centroids.tobytes()
         assert clustering.similarity.tobytes() == expected.similarity.tobytes()
 
-    same(coincide.spherical_kmeans(iter(np.array_split(x, 7)), 30, seed=4, backend="stream"))
-    same(coincide.spherical_kmeans(stored(tmp_path, x), 30, seed=4, backend="stream"))
-    same(coincide.spherical_kmeans(stored(tmp_path, x, parts=1), 30, seed=4, backend="memory"))
+    assert_same(coincide.spherical_kmeans(iter(np.array_split(x, 7)), 30, seed=4, backend="stream"))
+    assert_same(coincide.spherical_kmeans(stored(tmp_path, x), 30, seed=4, backend="stream"))
+    assert_same(coincide.spherical_kmeans(stored(tmp_path, x, groups=1), 30, seed=4, backend="memory"))
     threads = numba.get_num_threads()
-    monkeypatch.setattr(lloyd, "READ", 37)
+    monkeypatch.setattr(lloyd, "ROWS_PER_BATCH", 37)
     numba.set_num_threads(1)
     try:
-        same(coincide.spherical_kmeans(stored(tmp_path, x), 30, seed=4, backend="stream"))
+        assert_same(coincide.spherical_kmeans(stored(tmp_path, x), 30, seed=4, backend="stream"))
         monkeypatch.setattr(lloyd, "int8_is_faster", lambda d, k: False)
-        same(coincide.spherical_kmeans(x, 30, seed=4))
+        assert_same(coincide.spherical_kmeans(x, 30, seed=4))
     finally:
         numba.set_num_threads(threads)
-    monkeypatch.setattr(device_lloyd, "BLOCK", 101)
-    for place in (x, stored(tmp_path, x)):
-        same(coincide.spherical_kmeans(place, 30, seed=4, backend="torch"))
+    monkeypatch.setattr(lloyd_gpu, "BLOCK", 101)
+    for rows in (x, stored(tmp_path, x)):
+        assert_same(coincide.spherical_kmeans(rows, 30, seed=4, backend="torch"))
 
 
 def test_permuting_the_rows_permutes_the_labels_of_given_centroids():
@@ -163,13 +168,13 @@ def test_permuting_the_rows_permutes_the_labels_of_given_centroids():
 
 def test_rows_drawn_are_distinct_and_far_from_each_other():
     def draw(x, k, seed):
-        return draw_rows(_Nearness(Rows(x)), k, np.random.default_rng(seed)).tolist()
+        return draw_rows(CosineScreen(Rows(x)), k, np.random.default_rng(seed)).tolist()
 
     x, truth = blobs(n=400, k=10, seed=5)
     assert len(set(truth[draw(x, 10, seed=1)].tolist())) == 10
     copies = np.repeat(np.eye(4, dtype=np.float32), 25, axis=0)
     assert len(np.unique(copies[draw(copies, 4, seed=0)], axis=0)) == 4
-    assert len(set(draw(copies, 50, seed=0))) == 50  # copies where nothing else is left
+    assert len(set(draw(copies, 50, seed=0))) == 50  # copies if nothing else is left
     assert draw(x, 400, seed=0) == list(range(400))
 
 
@@ -186,7 +191,7 @@ def test_first_centroids_are_better_than_rows_drawn_at_random(monkeypatch):
         return reached
 
     moved = np.mean([objective(first_centroids(Rows(x), 30, seed)) for seed in range(5)])
-    monkeypatch.setattr("coincide.clustering.init.MOVES", 0)
+    monkeypatch.setattr("coincide.clustering.init.MAX_MOVES", 0)
     drawn = np.mean([objective(first_centroids(Rows(x), 30, seed)) for seed in range(5)])
     random = np.mean([objective(unit_rows(x[rng.permutation(len(x))[:30]].astype(np.float32))) for _ in range(5)])
     assert max(random, drawn) < moved
@@ -202,12 +207,12 @@ def test_no_cluster_is_empty_and_fewer_distinct_rows_are_reported():
     assert (np.bincount(coincide.spherical_kmeans(x, 50).labels, minlength=50) > 0).all()
 
 
-def test_clusters_left_empty_by_their_seeds_are_filled():
+def test_clusters_with_equal_first_centroids_are_filled():
     x = np.repeat(np.eye(6, dtype=np.float32), 30, axis=0) + np.random.default_rng(0).normal(size=(180, 6)) * 1e-2
     x = x.astype(np.float32)
     for backend in ("memory", "stream", "faiss"):
         with pytest.MonkeyPatch.context() as patch:
-            # all seeds but one are copies of one row: their clusters are empty
+            # all first centroids but one are copies of one row: their clusters are empty
             patch.setattr(
                 "coincide.clustering.kmeans.first_centroids", lambda rows, k, seed: unit_rows(x[[5] + [0] * (k - 1)])
             )
@@ -215,7 +220,7 @@ def test_clusters_left_empty_by_their_seeds_are_filled():
         assert (np.bincount(clustering.labels, minlength=20) > 0).all()
 
 
-def test_zero_rows_belong_to_the_first_cluster_and_are_no_centroids():
+def test_zero_rows_belong_to_the_first_cluster_and_are_not_centroids():
     x = np.concatenate([np.zeros((3, 8), np.float32), blobs(n=50)[0]])
     clustering = coincide.spherical_kmeans(x, 10)
     assert clustering.labels[:3].tolist() == [0, 0, 0]
@@ -225,7 +230,7 @@ def test_zero_rows_belong_to_the_first_cluster_and_are_no_centroids():
     np.testing.assert_allclose(np.linalg.norm(clustering.centroids, axis=1), 1, atol=1e-5)
 
 
-def test_one_giant_cluster_and_outliers_of_one():
+def test_one_giant_cluster_and_single_outliers():
     x = np.concatenate([np.eye(40, dtype=np.float32)[1:4], np.eye(40, dtype=np.float32)[:1] + np.zeros((500, 40))])
     clustering = coincide.spherical_kmeans(x.astype(np.float16), 4)
     assert sorted(np.bincount(clustering.labels).tolist()) == [1, 1, 1, 500]
@@ -237,7 +242,7 @@ def test_k_of_one_and_of_n():
     assert sorted(coincide.spherical_kmeans(x, 30).labels.tolist()) == list(range(30))
 
 
-def test_fitting_on_a_sample_assigns_all_and_says_what_it_costs(caplog):
+def test_fitting_on_a_sample_assigns_all_rows_and_logs_its_cost(caplog):
     x = cloud(3000)
     with caplog.at_level("INFO", "coincide.clustering.kmeans"):
         sampled = coincide.spherical_kmeans(x, 20, fit_rows=600)
@@ -265,7 +270,7 @@ def test_the_objective_never_falls_and_a_stall_ends_the_iterations(caplog):
         ({"k": 3, "fit_rows": 2}, "fit_rows"),
     ],
 )
-def test_refuses(arguments, message):
+def test_refuses_invalid_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         coincide.spherical_kmeans(blobs(n=30)[0], **arguments)
 
@@ -281,7 +286,7 @@ def test_refuses_rows_that_are_not_numbers(bad, tmp_path):
             coincide.spherical_kmeans(rows, 3)
 
 
-def test_names_the_missing_package():
+def test_the_error_names_the_missing_package():
     try:
         import cuml  # noqa: F401
     except ImportError:
@@ -290,38 +295,38 @@ def test_names_the_missing_package():
 
 
 class _L2KMeans:
-    """cuml.cluster.KMeans as it is called, by scikit-learn: cuML is not tested, but what is made of it."""
+    """Stand-in for cuml.cluster.KMeans, by scikit-learn: tests the code around cuML, not cuML."""
 
     def __init__(self, *, n_clusters, init, n_init, max_iter, random_state):
         from sklearn.cluster import KMeans
 
         assert (n_init, max_iter) == (1, 1)
-        self.of, self.init = KMeans(n_clusters, init=init, n_init=1, max_iter=1, random_state=random_state), init
+        self.kmeans, self.init = KMeans(n_clusters, init=init, n_init=1, max_iter=1, random_state=random_state), init
 
     def fit(self, x):
         distances = ((x[:, None] - self.init) ** 2).sum(axis=2)
-        self.cluster_centers_, self.inertia_ = self.of.fit(x).cluster_centers_, distances.min(axis=1).sum()
+        self.cluster_centers_, self.inertia_ = self.kmeans.fit(x).cluster_centers_, distances.min(axis=1).sum()
 
 
-def test_l2_rounds_put_back_on_the_sphere_are_spherical(monkeypatch):
-    monkeypatch.setattr(clusters, "_float32_fits", lambda rows, k: True)
+def test_l2_iterations_with_normalised_centroids_are_spherical(monkeypatch):
+    monkeypatch.setattr(kmeans, "_float32_fits", lambda rows, k: True)
     monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(asarray=np.asarray, asnumpy=np.asarray))
     monkeypatch.setitem(sys.modules, "cuml", SimpleNamespace())
     monkeypatch.setitem(sys.modules, "cuml.cluster", SimpleNamespace(KMeans=_L2KMeans))
     x = cloud(400, 10)
     *_, (labels, _, _) = plain_lloyd(x, first_centroids(Rows(x), 8, 0), 12)
-    found = coincide.spherical_kmeans(x, 8, seed=0, iterations=12, stalled=-1, backend="cuml")
-    # a round of scikit-learn is an assignment and an update, as in plain_lloyd; the last labels are new
-    assert (found.labels == labels).mean() > 0.98
-    assert all(after >= before - 1e-6 for before, after in pairwise(found.objective))
-    monkeypatch.setattr(clusters.os, "sysconf", lambda name: 1)
-    with pytest.raises(MemoryError, match="take backend torch"):
+    clustering = coincide.spherical_kmeans(x, 8, seed=0, iterations=12, stalled=-1, backend="cuml")
+    # as in plain_lloyd, an iteration of scikit-learn is an assignment and an update; then labels are assigned again
+    assert (clustering.labels == labels).mean() > 0.98
+    assert all(after >= before - 1e-6 for before, after in pairwise(clustering.objective))
+    monkeypatch.setattr(kmeans.os, "sysconf", lambda name: 1)
+    with pytest.raises(MemoryError, match="use backend torch"):
         coincide.spherical_kmeans(x, 8, backend="cuml")
 
 
-@pytest.mark.parametrize("how", EVERY_WAY)
-def test_ties_go_to_the_lowest_cluster(how):
-    state = how(Rows(np.eye(2, dtype=np.float32)), np.array([[1, 0], [1, 0], [0, 1]], np.float32))
+@pytest.mark.parametrize("make_state", LLOYD_VARIANTS)
+def test_ties_go_to_the_lowest_cluster(make_state):
+    state = make_state(Rows(np.eye(2, dtype=np.float32)), np.array([[1, 0], [1, 0], [0, 1]], np.float32))
     state.assign()
     assert state.labels.tolist() == [0, 2]
     assert state.similarity().tolist() == [1, 1]

@@ -113,10 +113,10 @@ from coincide.workflow.job import prepare
 prepare(sys.argv[1], 1)
 import numpy as np
 from coincide import select, spherical_kmeans
-from coincide.base import numba_loops as compiled
+from coincide.base.threads import threads
 x = np.random.default_rng(0).normal(size=(400, 16)).astype(np.float16)
 clustering = spherical_kmeans(x, 8)
-print("picked", len(select(x, clustering.labels, clustering.centroids, fraction=0.2).indices), compiled.threads())
+print("picked", len(select(x, clustering.labels, clustering.centroids, fraction=0.2).indices), threads())
 """
 
 
