@@ -15,7 +15,8 @@ from coincide.workflow.config import EVEN_MIX, MINI_MIX, TINY_MODELS
 from coincide.workflow.job import offer_package
 from coincide.workflow.lock import hold_run
 from coincide.workflow.overlay import check_runs
-from coincide.workflow.plan import cancel_orphans, write_plans
+from coincide.workflow.plan import write_plans
+from coincide.workflow.slurm import cancel_orphans
 from coincide.workflow.stages import CORESET, Runs, section_settings
 
 min_version("9.0")

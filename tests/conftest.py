@@ -1,4 +1,4 @@
-"""Small models, datasets and workflow folders that several tests share."""
+"""Small models, datasets and working folders for whole runs, shared by the tests."""
 
 import json
 import os
@@ -24,13 +24,13 @@ SHAPE = {
 
 
 def make_record(i, *, image=True, turns=1, words=3):
-    """A LLaVA record with a conversation whose length follows from its arguments."""
+    """A LLaVA record with `turns` questions and answers, `words` extra words in each question."""
     conversations = []
     for turn in range(turns):
-        mark = "<image>\n" if image and turn == 0 else ""
+        placeholder = "<image>\n" if image and turn == 0 else ""
         question = " ".join(["what", "is", f"thing{i}"] + ["really"] * words)
         conversations += [
-            {"from": "human", "value": mark + question + "?"},
+            {"from": "human", "value": placeholder + question + "?"},
             {"from": "gpt", "value": f"answer {i} {turn}"},
         ]
     record = {"id": f"s{i}", "conversations": conversations}
@@ -55,7 +55,7 @@ def tiny_data(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory, tiny_data):
-    """Folder of a small untrained LLaVA with its processor."""
+    """Folder of a small untrained LLaVA model with its processor."""
     from coincide.base.sections import Shape
     from coincide.demo.tiny_models import CHAT_TEMPLATE, build_model
 
@@ -66,7 +66,7 @@ def tiny_model(tmp_path_factory, tiny_data):
 
 
 class Workplace:
-    """A folder to run the workflow in, with the repository's files linked into it."""
+    """A working folder for Snakemake, with links to the files of the repository."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -74,12 +74,12 @@ class Workplace:
             (folder / name).symlink_to(REPO / name)
 
     def command(self, *arguments, config=REPO / "tests/config/small.yaml", profile="profiles/local"):
-        """The command line of Snakemake, the target before the options that take several values."""
+        """Command line of Snakemake; targets come before options, since some options take several values."""
         snakemake = Path(sys.executable).parent / "snakemake"
         return [str(snakemake), *map(str, arguments), "--profile", profile, "--configfile", str(config)]
 
     def start(self, *arguments, log, **options):
-        """Start Snakemake in a session of its own and return the process."""
+        """Start Snakemake in a new session and return the process."""
         with open(self.folder / log, "w") as file:
             return subprocess.Popen(
                 self.command(*arguments, **options),
@@ -91,8 +91,8 @@ class Workplace:
             )
 
     def run(self, *arguments, timeout=900, **options):
-        """Run Snakemake to its end: (exit code, output)."""
-        done = subprocess.run(
+        """Run Snakemake and wait for its end: (exit code, output)."""
+        process = subprocess.run(
             self.command(*arguments, **options),
             cwd=self.folder,
             text=True,
@@ -102,32 +102,32 @@ class Workplace:
             env=environment(),
             check=False,
         )
-        return done.returncode, done.stdout
+        return process.returncode, process.stdout
 
     def __truediv__(self, path):
         return self.folder / path
 
 
 def environment():
-    """Environment of a run: no hub, and the Python that runs the tests first on the path."""
+    """Environment of a run: without access to the hub, and with the Python of the tests first in PATH."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return {**os.environ, "PATH": path, "HF_HUB_OFFLINE": "1"}
 
 
 @pytest.fixture
 def workplace(tmp_path):
-    """An empty workplace."""
+    """A working folder without results."""
     return Workplace(tmp_path)
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
-    """A workplace where the small config ran undisturbed."""
-    place = Workplace(tmp_path_factory.mktemp("finished"))
-    code, output = place.run()
+    """A working folder with the results of an uninterrupted run of the small config; `.output` is what it printed."""
+    workplace = Workplace(tmp_path_factory.mktemp("finished"))
+    code, output = workplace.run()
     assert code == 0, output
-    place.output = output
-    return place
+    workplace.output = output
+    return workplace
 
 
 def write_dataset(folder, records):

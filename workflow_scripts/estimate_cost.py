@@ -1,6 +1,7 @@
-"""Estimate what extraction, finetuning and evaluation will take, from the manifest and a short measured sample.
+"""Estimate device-hours and disk space of extraction, finetuning and evaluation.
 
-Reads the manifest, the dataset and the reference model. Writes a text.
+Reads the manifest, the dataset, the reference model (to measure its speed on a small sample), the config of the target
+model and the evaluation questions. Writes estimate.md.
 """
 
 from coincide.workflow.job import start

@@ -25,26 +25,26 @@ Device = Literal["auto", "cpu", "cuda"]
 
 def setting(
     default: Any = ...,
-    description=None,
+    description: str | None = None,
     *,
-    stages=None,
-    operational=False,
-    path=False,
-    expanded=False,
-    **constraints,
+    stages: tuple[str, ...] = (),
+    operational: bool = False,
+    path: bool = False,
+    expanded: bool = False,
+    **constraints: Any,
 ) -> Any:
     """A field of a section: pydantic's Field with the mark that says whose results the field changes.
 
     Args:
         default: value where the config has none; ... for a field that must be given.
         description: for the schema and config/README.md.
-        stages: rules whose results the field changes; None: those of the section.
+        stages: rules whose results the field changes; none: those of the section.
         operational: the field changes no result.
         path: the field names a file or folder that a rule has among its inputs.
         expanded: rules expand the field into jobs, so that each job depends on its own entry only.
         constraints: further arguments of pydantic's Field.
     """
-    marks = {"operational": operational, "path": path, "expanded": expanded, "stages": list(stages or ())}
+    marks = {"operational": operational, "path": path, "expanded": expanded, "stages": list(stages)}
     mark: Any = {name: value for name, value in marks.items() if value}
     return Field(default, description=description, json_schema_extra=mark or None, **constraints)
 
@@ -97,7 +97,7 @@ class Checkpoint:
     trust_remote_code: bool = False
 
     @classmethod
-    def of(cls, model) -> "Checkpoint":
+    def of(cls, model: "Checkpoint | str | Path") -> "Checkpoint":
         """The checkpoint itself, or that of a hub name or folder."""
         return model if isinstance(model, cls) else cls(str(model))
 

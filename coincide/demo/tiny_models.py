@@ -216,7 +216,8 @@ def build_clip(
     texts = [text_of(record) for record in records]
     processor = _clip_processor(texts, tiny_model.shape)
     torch.manual_seed(tiny_model.seed)
-    model = CLIPModel(_clip_config(processor.tokenizer, tiny_model.shape)).to(pick_device(device)).train()
+    model = torch.nn.Module.to(CLIPModel(_clip_config(processor.tokenizer, tiny_model.shape)), pick_device(device))
+    model.train()
     _train_clip(model, processor, records, texts, images, tiny_model.training, tiny_model.seed)
     with replacing(output) as temporary_folder:
         model.save_pretrained(temporary_folder)

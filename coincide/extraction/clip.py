@@ -36,7 +36,7 @@ def load_clip(
     """(model, processor) of a CLIP model from a folder or the hub, safetensors only."""
     options: dict[str, Any] = {"revision": revision}  # transformers' annotation leaves out None
     model = CLIPModel.from_pretrained(name, dtype=dtype, use_safetensors=True, **options)
-    return model.to(pick_device(device)).eval(), AutoProcessor.from_pretrained(name, **options)
+    return torch.nn.Module.to(model, pick_device(device)).eval(), AutoProcessor.from_pretrained(name, **options)
 
 
 def clip_scores(

@@ -51,7 +51,7 @@ def load_model(
 
         model = PeftModel.from_pretrained(model, name).merge_and_unload()
     processor = load_processor(name, revision=checkpoint.revision, trust_remote_code=checkpoint.trust_remote_code)
-    return model.to(pick_device(device)).eval(), processor
+    return torch.nn.Module.to(model, pick_device(device)).eval(), processor
 
 
 def load_processor(name: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:

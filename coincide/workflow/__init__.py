@@ -1,1 +1,1 @@
-"""What the workflow needs around the stages: config, dependencies, jobs, plan, status, estimate."""
+"""The workflow around the stages: config, dependencies, jobs, plan, status, Slurm, cost estimate."""

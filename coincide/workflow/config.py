@@ -1,4 +1,4 @@
-"""Checks of a config before anything starts, and its JSON schema (`make schema` writes config/schema.json)."""
+"""Checks of a config before any job starts, and its JSON schema (`make schema` writes config/schema.json)."""
 
 import difflib
 import json
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from coincide import methods
 from coincide.base.errors import UserError
@@ -17,84 +18,85 @@ from coincide.dataset.formats import DatasetError, open_dataset
 from coincide.models.layers import config_depth, resolve_layers
 from coincide.selection.budget import total_budget
 
-# folders that the workflow fills itself when the config points there
+# Datasets and models that the workflow builds when the config names them.
 MINI_MIX, EVEN_MIX = "resources/mini-mix", "resources/even-mix"
 TINY_MODELS = {f"resources/models/{name}": name for name in ("reference", "target", "clip")}
 
 
 class ConfigError(UserError):
-    """A config that cannot be run; the message names every wrong key with its fix.
+    """A config that cannot be run; the message names every wrong key and how to fix it.
 
     Args:
         problems: one line per problem.
     """
 
     def __init__(self, problems: list[str]):
-        super().__init__("the config cannot be used:\n" + "\n".join(f"  {p}" for p in problems))
+        super().__init__("invalid config:\n" + "\n".join(f"  {p}" for p in problems))
         self.problems = problems
 
 
 def check_config(values: dict[str, Any], *, files: bool = True) -> Config:
-    """Check the config of one run and fill in its defaults.
+    """Check the config of a single run and fill in its defaults.
 
     Args:
         values: the config as read from YAML.
         files: also check the files and folders that it names.
 
     Raises:
-        ConfigError: one message with every wrong key: what is wrong and what is allowed.
+        ConfigError: one message with every wrong key, what is wrong with it, and which values are allowed.
     """
     try:
         config = Config.model_validate(values)
     except ValidationError as error:
         raise ConfigError(list(dict.fromkeys(problem_line(e, Config) for e in error.errors()))) from None
-    problems = [*_methods(config)]
+    problems = [*_method_problems(config)]
     if files and not problems:
-        problems = [*_paths(config), *_layers(config), *_sizes(config)]
+        problems = [*_path_problems(config), *_layer_problems(config), *_size_problems(config)]
     if problems:
         raise ConfigError(problems)
     return config
 
 
-def problem_line(error, model: type[BaseModel]) -> str:
+def problem_line(error: ErrorDetails, model: type[BaseModel]) -> str:
     """One line for a validation error of pydantic: key, what is wrong, what to do."""
-    # pydantic puts the tried alternatives of a union into the location
+    # pydantic's location also names the alternatives of a union that it tried
     location = [
-        part
-        for part in error["loc"]
-        if not (isinstance(part, str) and re.match(r"^(constrained|int$|float$|list|str)", part))
+        key
+        for key in error["loc"]
+        if not (isinstance(key, str) and re.match(r"^(constrained|int$|float$|list|str)", key))
     ]
-    key = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in location).lstrip(".")
+    path = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in location).lstrip(".")
     if error["type"] == "extra_forbidden":
-        known = _known_keys(model, location[:-1])
-        close = difflib.get_close_matches(str(location[-1]), known, n=1)
-        advice = f"did you mean {close[0]}?" if close else f"known keys: {', '.join(known)}"
-        return f"{key}: unknown key; {advice}"
+        allowed = _allowed_keys(model, location[:-1])
+        close = difflib.get_close_matches(str(location[-1]), allowed, n=1)
+        advice = f"did you mean {close[0]}?" if close else f"allowed keys: {', '.join(allowed)}"
+        return f"{path}: unknown key; {advice}"
     if error["type"] == "missing":
-        return f"{key}: missing; add it"
+        return f"{path}: missing; add it"
     value = error["input"]
     shown = f"; got {value!r}" if not isinstance(value, dict | list) and location else ""
     message = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-    return f"{key}: {message}{shown}" if key else message
+    return f"{path}: {message}{shown}" if path else message
 
 
-def _known_keys(model, location):
-    for part in location:
-        if not isinstance(part, str) or part not in getattr(model, "model_fields", {}):
-            continue
-        annotation = model.model_fields[part].annotation
-        options = getattr(annotation, "__args__", (annotation,))
-        model = next((m for m in options if isinstance(m, type) and issubclass(m, BaseModel)), model)
+def _allowed_keys(model, location):
+    """Keys of the section at a location in the config."""
+    for key in location:
+        if not isinstance(key, str) or key not in getattr(model, "model_fields", {}):
+            continue  # an index of a list or a key of a mapping
+        annotation = model.model_fields[key].annotation
+        alternatives = getattr(annotation, "__args__", (annotation,))
+        model = next((a for a in alternatives if isinstance(a, type) and issubclass(a, BaseModel)), model)
     return sorted(model.model_fields)
 
 
-def _methods(config: Config) -> Iterator[str]:
-    known = ("coincide", *methods.names())
+def _method_problems(config: Config) -> Iterator[str]:
+    available = ("coincide", *methods.names())
     selected, settings = config.selection.methods, config.selection.method_settings
     for name in dict.fromkeys([*selected, *settings]):
-        if name not in known:
+        if name not in available:
             key = "methods" if name in selected else f"method_settings.{name}"
-            yield f"selection.{key}: unknown method {name!r}; available: {', '.join(known)}"
+            yield f"selection.{key}: unknown method {name!r}; available: {', '.join(available)}"
         elif name == "coincide":
             if name in settings:
                 yield (
@@ -106,47 +108,55 @@ def _methods(config: Config) -> Iterator[str]:
                 methods.settings(name, settings.get(name, {}))
             except ValueError as error:
                 yield f"selection.method_settings.{name}: {error}"
-            if (
-                name in selected
-                and "sample_metrics" in methods.needs(name)
-                and not config.reference_model.sample_metrics
-            ):
+            needs_metrics = name in selected and "sample_metrics" in methods.needs(name)
+            if needs_metrics and not config.reference_model.sample_metrics:
                 yield f"selection.methods: {name} needs per-sample metrics; set reference_model.sample_metrics: true"
 
 
-def _paths(config: Config) -> Iterator[str]:
-    dataset = config.dataset
-    if dataset.annotations not in [f"{mix}/train.json" for mix in (MINI_MIX, EVEN_MIX)]:
+def _path_problems(config: Config) -> Iterator[str]:
+    yield from _dataset_path_problems(config)
+    yield from _model_path_problems(config)
+    python, include_path = config.evaluation.python, config.evaluation.include_path
+    if python and not Path(python).is_file():
+        yield f"evaluation.python: {python} does not exist; set it to the path of a Python interpreter, or null"
+    if include_path and not Path(include_path).is_dir():
+        advice = "set it to an existing folder, or null"
+        yield f"evaluation.include_path: the folder {include_path} does not exist; {advice}"
+
+
+def _dataset_path_problems(config):
+    annotations, images = config.dataset.annotations, config.dataset.images
+    if annotations not in [f"{mix}/train.json" for mix in (MINI_MIX, EVEN_MIX)]:
         try:
-            open_dataset(dataset.annotations)
+            open_dataset(annotations)
         except DatasetError as error:
             yield f"dataset.annotations: {error}"
-    mixes = [f"{mix}/images" for mix in (MINI_MIX, EVEN_MIX)]
-    if dataset.images not in mixes and not Path(dataset.images).is_dir():
-        yield (
-            f"dataset.images: the folder {dataset.images} does not exist; set it to the folder that image names are "
-            "relative to"
-        )
+    if images not in [f"{mix}/images" for mix in (MINI_MIX, EVEN_MIX)] and not Path(images).is_dir():
+        advice = "set it to the folder that image names are relative to"
+        yield f"dataset.images: the folder {images} does not exist; {advice}"
+
+
+def _model_path_problems(config):
     models = {"reference_model": config.reference_model, "target_model": config.target_model}
     if any("clip_scores" in methods.needs(name) for name in config.selection.methods):
         models["clip_model"] = config.clip_model
-    for key, model in models.items():
-        tiny = TINY_MODELS.get(model.name)
-        if tiny and tiny not in config.tiny_models:
-            yield f"{key}.name: {model.name} is built by the workflow, but tiny_models.{tiny} is missing; add it"
-        if not tiny and model.name.startswith(("/", "./", "../", "resources/")) and not Path(model.name).is_dir():
-            yield f"{key}.name: the folder {model.name} does not exist; give an existing folder or a hub name"
-    python, include_path = config.evaluation.python, config.evaluation.include_path
-    if python and not Path(python).is_file():
-        yield f"evaluation.python: {python} does not exist; give the path of a Python interpreter, or null"
-    if include_path and not Path(include_path).is_dir():
-        yield f"evaluation.include_path: the folder {include_path} does not exist; give an existing folder, or null"
+    for section, model in models.items():
+        tiny_model = TINY_MODELS.get(model.name)
+        if tiny_model:
+            if tiny_model not in config.tiny_models:
+                yield (
+                    f"{section}.name: {model.name} is built by the workflow, but tiny_models.{tiny_model} is missing; "
+                    "add it"
+                )
+        elif model.name.startswith(("/", "./", "../", "resources/")) and not Path(model.name).is_dir():
+            yield f"{section}.name: the folder {model.name} does not exist; set it to an existing folder or a hub name"
 
 
-def _layers(config: Config) -> Iterator[str]:
-    tiny = TINY_MODELS.get(config.reference_model.name)
-    if tiny in config.tiny_models:
-        depth: int | None = config.tiny_models[tiny].shape.layers
+def _layer_problems(config: Config) -> Iterator[str]:
+    tiny_model = TINY_MODELS.get(config.reference_model.name)
+    depth: int | None
+    if tiny_model in config.tiny_models:
+        depth = config.tiny_models[tiny_model].shape.layers
     else:
         depth = config_depth(config.reference_model.name)
     if depth is not None:
@@ -156,14 +166,9 @@ def _layers(config: Config) -> Iterator[str]:
             yield f"reference_model.layers: {error}"
 
 
-def _sizes(config: Config) -> Iterator[str]:
-    if config.dataset.annotations == f"{MINI_MIX}/train.json":
-        n = config.mini_mix.samples
-    elif config.dataset.annotations == f"{EVEN_MIX}/train.json":
-        n = config.even_mix.samples
-    elif config.dataset.annotations.endswith((".json", ".jsonl")) and Path(config.dataset.annotations).is_file():
-        n = _count_conversations(config.dataset.annotations)
-    else:
+def _size_problems(config: Config) -> Iterator[str]:
+    n = _count_samples(config)
+    if n is None:
         return
     if config.clustering.k > n:
         recommended = max(n // 66, 1)
@@ -175,13 +180,26 @@ def _sizes(config: Config) -> Iterator[str]:
             yield f"selection.fractions: {fraction} of {n} samples keeps none; at least {1 / n:.2g} keeps one"
 
 
+def _count_samples(config):
+    """Number of samples, an upper bound for JSON; None for formats whose samples cannot be counted quickly."""
+    annotations = config.dataset.annotations
+    if annotations == f"{MINI_MIX}/train.json":
+        return config.mini_mix.samples
+    if annotations == f"{EVEN_MIX}/train.json":
+        return config.even_mix.samples
+    if annotations.endswith((".json", ".jsonl")) and Path(annotations).is_file():
+        return _count_conversations(annotations)
+    return None
+
+
 @cache
 def _count_conversations(path):
-    """Upper bound of the number of samples in a JSON file: its keys are counted without parsing gigabytes."""
-    return max(_count(path, key) for key in (b'"conversations"', b'"messages"'))
+    """Upper bound of the number of samples in a JSON file, from a count of its keys: parsing gigabytes is slow."""
+    return max(_count_bytes(path, key) for key in (b'"conversations"', b'"messages"'))
 
 
-def _count(path, key):
+def _count_bytes(path, key):
+    """Number of times that a byte string occurs in a file."""
     count, tail = 0, b""
     with open(path, "rb") as file:
         while chunk := file.read(2**24):

@@ -1,15 +1,19 @@
-"""What a run will cost, before it is submitted: device-hours and disk, from its manifest and a measured sample."""
+"""Estimated cost of a run, before it starts: device-hours and disk, from its manifest and a measured sample."""
 
 import logging
 import time
+from collections.abc import Sequence
 from math import isnan
+from pathlib import Path
+from typing import Any, TypedDict
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from coincide import methods
 from coincide.base.markdown import markdown_table
-from coincide.base.sections import Checkpoint
+from coincide.base.sections import Checkpoint, Config, Training
 from coincide.dataset.formats import open_dataset, to_llava
 from coincide.dataset.samples import Sample
 from coincide.dataset.shard_assignment import estimated_tokens
@@ -20,67 +24,111 @@ from coincide.extraction.packing import batches
 
 log = logging.getLogger(__name__)
 
-BYTES_A_NUMBER = 2  # activations are float16
-ANSWER_TOKENS = 32  # of an answer, where nothing else is known
+BYTES_PER_VALUE = 2  # activations are float16
+ANSWER_TOKENS = 32  # assumed length of an answer
+BYTES_PER_TRAINED_PARAMETER = 4  # a fully finetuned model is stored as float32
+BYTES_PER_PARAMETER_LORA = 0.05  # an adapter, per parameter of the target model
 UNKNOWN = float("nan")
 
 
-def sample_rows(manifest, count, seed=0):
-    """Rows of about `count` samples of whole groups of images, drawn at random: (n,) positions in the table."""
+class Measurement(TypedDict):
+    """How fast the reference model read some samples."""
+
+    seconds: float
+    samples: int
+    tokens: int  # of the samples
+    tokens_computed: int  # that passed through the model: with padding, and once for tokens that samples share
+    parameters: int  # of the layers that each token passes through
+
+
+class StageCost(TypedDict):
+    """Estimated cost of a stage."""
+
+    stage: str
+    jobs: int
+    device_hours: float  # NaN if unknown
+    gigabytes: float  # on disk; NaN if unknown
+
+
+def sample_rows(manifest: pd.DataFrame, count: int, seed: int = 0) -> NDArray[np.intp]:
+    """Draw about `count` samples at random; samples that share an image are drawn together.
+
+    Args:
+        manifest: manifest.parquet of the run.
+        count: number of samples, exceeded by the last group at most.
+        seed: of the random draw.
+
+    Returns:
+        (n,) row numbers, ascending.
+    """
     groups = manifest["image"].where(manifest["n_images"] > 0, manifest["sample_id"])
     names = groups.drop_duplicates().to_numpy(dtype=object)
-    drawn = np.random.default_rng(seed).permutation(len(names))
     sizes = groups.value_counts()
-    chosen, have = set(), 0
-    for i in drawn:
-        if have >= count:
+    drawn: set[Any] = set()
+    n_samples = 0
+    for i in np.random.default_rng(seed).permutation(len(names)):
+        if n_samples >= count:
             break
-        chosen.add(names[i])
-        have += sizes[names[i]]
-    return np.flatnonzero(groups.isin(chosen))
+        drawn.add(names[i])
+        n_samples += sizes[names[i]]
+    return np.flatnonzero(groups.isin(drawn))
 
 
-def measure(extractor, encoder, samples, *, workers):
-    """Read samples with the reference model.
+def measure(extractor: Any, encoder: Any, samples: Sequence[Any], *, workers: int) -> Measurement:
+    """Read samples with the reference model and measure how long it takes.
 
     Args:
         extractor, encoder: of the reference model (`coincide.extraction.extractor`, `coincide.extraction.encoding`).
-        samples: list of samples, those of one image side by side.
-        workers: processes that will make samples ready ahead of the model; 0: in line.
+        samples: list of samples, those of the same image next to each other.
+        workers: number of processes that will encode samples while the model runs; 0: encoding and model take turns.
 
     Returns:
-        dict of seconds (the model's, or the workers' where these are slower; both in line), samples, tokens (of the
-        samples), tokens_computed, parameters (that a token goes through).
+        Measurement; its seconds are those of the slower of model and encoding workers, or of both without workers.
     """
-    encoded = [[one for one in encoder(group) if isinstance(one, Encoded)] for group in group_by_images(samples[:8])]
-    _read(extractor, encoded)  # what is slow the first time alone
-    began = time.perf_counter()
-    encoded = [[one for one in encoder(group) if isinstance(one, Encoded)] for group in group_by_images(samples)]
-    prepared, before = time.perf_counter(), extractor.tokens
-    _read(extractor, encoded)
-    reading, preparing = time.perf_counter() - prepared, prepared - began
-    layers = decoder_layers(extractor.model)[: None if extractor.sample_metrics else max(extractor.layers) + 1]
+    _run_model(extractor, _encode(encoder, samples[:8]))  # warm-up
+    start = time.perf_counter()
+    encoded = _encode(encoder, samples)
+    encoding_end, tokens_before = time.perf_counter(), extractor.tokens
+    _run_model(extractor, encoded)
+    encoding_seconds, model_seconds = encoding_end - start, time.perf_counter() - encoding_end
+    last_layer = None if extractor.sample_metrics else max(extractor.layers) + 1
+    layers = decoder_layers(extractor.model)[:last_layer]
     return {
-        "seconds": max(reading, preparing / workers) if workers else reading + preparing,
+        "seconds": max(model_seconds, encoding_seconds / workers) if workers else model_seconds + encoding_seconds,
         "samples": sum(map(len, encoded)),
-        "tokens": sum(len(one.ids) for group in encoded for one in group),
-        "tokens_computed": extractor.tokens - before,
+        "tokens": sum(len(sample.ids) for group in encoded for sample in group),
+        "tokens_computed": extractor.tokens - tokens_before,
         "parameters": sum(p.numel() for layer in layers for p in layer.parameters()),
     }
 
 
-def _read(extractor, encoded):
+def _encode(encoder, samples):
+    """The samples that can be encoded, grouped by image."""
+    groups = map(encoder, group_by_images(samples))
+    return [[sample for sample in group if isinstance(sample, Encoded)] for group in groups]
+
+
+def _run_model(extractor, encoded):
     rows = [row for group in encoded for row in extractor.rows(group)]
     for batch in batches(rows, extractor.batch_tokens):
         list(extractor.run(batch))
 
 
-def estimate_run(manifest, annotations, images, config, *, samples, selections, tasks):
-    """The estimate of a run as text, with a sample of its dataset read by its reference model.
+def estimate_run(
+    manifest: pd.DataFrame,
+    annotations: str | Path,
+    images: str | Path,
+    config: Config,
+    *,
+    samples: int,
+    selections: Sequence[tuple[str, str]],
+    tasks: Sequence[str],
+) -> str:
+    """The estimated cost of a run as text, after reading a sample of its dataset with its reference model.
 
     Args:
-        manifest: table of the samples.
-        annotations, images: of the dataset.
+        manifest: manifest.parquet of the run.
+        annotations, images: paths of the dataset.
         config: Config of the run.
         samples: number of samples to read.
         selections: (method, fraction) of every coreset.
@@ -110,60 +158,74 @@ def estimate_run(manifest, annotations, images, config, *, samples, selections, 
 
 
 def estimate(
-    manifest,
-    measured,
-    rows,
+    manifest: pd.DataFrame,
+    measured: Measurement,
+    rows: NDArray[np.intp],
     *,
-    dimension,
-    shards,
-    fractions,
-    seeds,
-    training,
-    target_parameters,
-    questions,
-    difficulty=False,
-):
-    """Device-hours and disk of a run's stages.
+    dimension: int,
+    shards: int,
+    fractions: Sequence[float],
+    seeds: int,
+    training: Training,
+    target_parameters: float,
+    questions: float,
+    difficulty: bool = False,
+) -> list[StageCost]:
+    """Device-hours and disk space of the stages of a run.
+
+    Extraction scales with the tokens of the dataset. Finetuning and evaluation are assumed to run at the measured
+    number of floating-point operations per second.
 
     Args:
-        manifest: table of the samples.
+        manifest: manifest.parquet of the run.
         measured: result of `measure` for the rows of the manifest at `rows`.
+        rows: (n,) row numbers.
         dimension: numbers per activation.
         shards: number of extraction jobs.
         fractions: share of the dataset that each model is finetuned on, one entry per coreset.
         seeds: number of models per coreset.
         training: Training section of the config.
-        target_parameters: of the target model; NaN if unknown.
-        questions: of the evaluation, over all tasks; NaN if unknown.
-        difficulty: whether a method trains the target model on everything (self_filter).
-
-    Returns:
-        list of dicts of stage, jobs, device_hours (NaN if unknown), gigabytes.
+        target_parameters: number of parameters of the target model; NaN if unknown.
+        questions: number of questions of all evaluation tasks; NaN if unknown.
+        difficulty: whether a method trains the target model on the full dataset (self_filter).
     """
     tokens = estimated_tokens(manifest)
-    of_sample = tokens[rows].sum()
-    extraction = measured["seconds"] * tokens.sum() / of_sample
-    # operations a second that the device did: 2 a parameter and token
-    rate = 2 * measured["parameters"] * measured["tokens_computed"] / measured["seconds"]
-    each = measured["tokens"] / measured["samples"]
-    # forward 2 a parameter and token, gradients of activations 2, of weights 2; checkpointing does the forward again
-    passes = 2 + 2 + 2 * (training.lora is None) + 2 * training.gradient_checkpointing
-    once = passes * target_parameters * training.epochs * len(manifest) * each / rate  # on everything
-    finetuning = once * sum(fractions) * seeds
+    extraction_seconds = measured["seconds"] * tokens.sum() / tokens[rows].sum()
+    # a forward pass takes 2 operations per parameter and token
+    operations_per_second = 2 * measured["parameters"] * measured["tokens_computed"] / measured["seconds"]
+    sample_tokens = measured["tokens"] / measured["samples"]
+    train_full_data = len(manifest) * _training_operations(training, target_parameters, sample_tokens)
+    train_seconds = train_full_data / operations_per_second
     models = len(fractions) * seeds
-    answering = 2 * target_parameters * models * questions * (each + ANSWER_TOKENS) / rate
-    whole = training.lora is None
+    answer = 2 * target_parameters * (sample_tokens + ANSWER_TOKENS)
+    answer_seconds = models * questions * answer / operations_per_second
+    stored = BYTES_PER_TRAINED_PARAMETER if training.lora is None else BYTES_PER_PARAMETER_LORA
+
+    costs = [_cost("extraction", shards, extraction_seconds, len(manifest) * dimension * BYTES_PER_VALUE)]
+    if difficulty:
+        costs.append(_cost("difficulty", 1, train_seconds))
     return [
-        {"stage": "extraction", "jobs": shards, "device_hours": extraction / 3600,
-         "gigabytes": len(manifest) * dimension * BYTES_A_NUMBER / 1e9},
-        *[{"stage": "difficulty", "jobs": 1, "device_hours": once / 3600, "gigabytes": 0.0}] * difficulty,
-        {"stage": "finetuning", "jobs": models, "device_hours": finetuning / 3600,
-         "gigabytes": models * target_parameters * (4 if whole else 0.05) / 1e9},
-        {"stage": "evaluation", "jobs": models, "device_hours": answering / 3600, "gigabytes": 0.0},
-    ]  # fmt: skip
+        *costs,
+        _cost("finetuning", models, train_seconds * sum(fractions) * seeds, models * target_parameters * stored),
+        _cost("evaluation", models, answer_seconds),
+    ]
 
 
-def as_text(stages, measured, device, samples):
+def _training_operations(training, parameters, sample_tokens):
+    """Operations to train on a sample, over all epochs.
+
+    Per parameter and token: 2 for the forward pass, 2 for the gradients of activations, 2 for the gradients of weights
+    (without LoRA), and 2 for the second forward pass of gradient checkpointing.
+    """
+    per_token = 2 + 2 + 2 * (training.lora is None) + 2 * training.gradient_checkpointing
+    return per_token * parameters * training.epochs * sample_tokens
+
+
+def _cost(stage, jobs, seconds, size=0.0):
+    return {"stage": stage, "jobs": jobs, "device_hours": seconds / 3600, "gigabytes": size / 1e9}
+
+
+def as_text(stages: Sequence[StageCost], measured: Measurement, device: Any, samples: int) -> str:
     """The estimate as a Markdown table, and what it is based on.
 
     Args:
@@ -202,8 +264,8 @@ def _duration(hours):
     return f"{hours * 3600:,.1f} s"
 
 
-def count_parameters(checkpoint):
-    """Parameters of a model, from its config alone; NaN where that is not at hand."""
+def count_parameters(checkpoint: Checkpoint | str | Path) -> float:
+    """Number of parameters of a model, from its config; NaN if the config cannot be loaded."""
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForImageTextToText
 
@@ -215,22 +277,24 @@ def count_parameters(checkpoint):
         with init_empty_weights():
             model = AutoModelForImageTextToText.from_config(config, trust_remote_code=checkpoint.trust_remote_code)
     except (OSError, ValueError) as error:
-        log.warning("the size of %s is unknown: %s", checkpoint.name, error)
+        log.warning("unknown number of parameters of %s: %s", checkpoint.name, error)
         return UNKNOWN
     return sum(p.numel() for p in model.parameters())
 
 
-def count_questions(tasks, include_path):
-    """Questions of lmms-eval tasks, all together; NaN where their data is not at hand."""
+def count_questions(tasks: Sequence[str], include_path: str | None) -> float:
+    """Total number of questions of lmms-eval tasks; NaN if their data is not available."""
     from lmms_eval.tasks import TaskManager, get_task_dict
-
-    def leaves(found):
-        for value in found.values():
-            yield from leaves(value) if isinstance(value, dict) else [value]
 
     try:
         manager = TaskManager(include_path=include_path, model_name="coincide")
-        return sum(len(task.eval_docs) for task in leaves(get_task_dict(tasks, manager, "simple")))
-    except Exception as error:  # whatever a task's data says when it is not there
-        log.warning("the number of questions is not known: %s", error)
+        return sum(len(task.eval_docs) for task in _leaves(get_task_dict(tasks, manager, "simple")))
+    except Exception as error:  # a task raises errors of any kind if its data is not available
+        log.warning("unknown number of questions: %s", error)
         return UNKNOWN
+
+
+def _leaves(tasks):
+    """The tasks in the nested dict of groups that lmms-eval returns."""
+    for value in tasks.values():
+        yield from _leaves(value) if isinstance(value, dict) else [value]

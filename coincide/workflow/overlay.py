@@ -1,4 +1,4 @@
-"""Configs with several runs: each run is an overlay on the rest of the config, repeated for each replicate."""
+"""Configs with several runs: each run overlays its settings on the rest of the config, once per replicate."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,10 +10,10 @@ from coincide.workflow.config import ConfigError, check_config, problem_line
 
 
 def check_runs(values: dict[str, Any], *, files: bool = True) -> dict[str, Config]:
-    """Check a config that may list several runs.
+    """Check a config that may list several runs, and return the config of each run.
 
-    A run of `runs` is the rest of the config, overlaid with the run's settings: mappings are merged, anything else is
-    replaced. With `replicates`, run `x` becomes `x-0`, `x-1`, …, one per seed.
+    The settings of an entry of `runs` overlay the rest of the config: mappings are merged, other values are replaced.
+    With `replicates`, run `x` becomes the runs `x-0`, `x-1`, …, one per seed.
 
     Args:
         values: the config as read from YAML.
@@ -43,7 +43,7 @@ def check_runs(values: dict[str, Any], *, files: bool = True) -> dict[str, Confi
         except ConfigError as error:
             problems += [f"runs[{i}] ({run.run}): {line}" for line in error.problems]
             continue
-        variant = run.run if i else ""  # the others are variants of the first run
+        variant = run.run if i else ""  # the first run is the reference that the others vary
         for name, replicate in _replicates(merged, config, variant):
             if name in configs:
                 problems.append(f"runs[{i}].run: duplicate run {name}; rename one")
@@ -53,25 +53,27 @@ def check_runs(values: dict[str, Any], *, files: bool = True) -> dict[str, Confi
     return configs
 
 
-def _replicates(values, config, variant) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(run, unchecked config) of each replicate of a run; the run itself if there are none."""
+def _replicates(values: dict[str, Any], config: Config, variant: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(run, unchecked config) of each replicate of a run; of the run itself if it has no replicates."""
     if not config.replicates:
         yield config.run, values
-    for number, seed in enumerate(config.replicates):
-        settings = {
-            "run": f"{config.run}-{seed}",
+    for replicate, seed in enumerate(config.replicates):
+        run = f"{config.run}-{seed}"
+        settings: dict[str, Any] = {
+            "run": run,
             "variant": variant,
-            "replicate": number,
+            "replicate": replicate,
             "clustering": {"seed": seed},
             "selection": {"seed": seed},
             "target_model": {"seeds": [seed]},
         }
-        yield settings["run"], _overlaid(values, settings)
+        yield run, _overlaid(values, settings)
 
 
 def _overlaid(values, settings):
+    """Values with settings merged into them, mappings recursively; the arguments are not changed."""
     merged = dict(values)
     for key, value in settings.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _overlaid(merged[key], value) if both else value
+        mergeable = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _overlaid(merged[key], value) if mergeable else value
     return merged

@@ -1,87 +1,114 @@
-"""The plan of a run, and what the logs of its jobs tell.
+"""The plan of a run, and the attempts that the logs of its jobs record.
 
-The workflow writes plan.json when it starts: every job with its log and its outputs. Each job writes a
-line into its log when it starts and one when it ends (`coincide.workflow.job`), and touches the log while it
-lives. Snakemake removes the log before it tries again; a hard link beside it keeps that of an attempt
-that did not end well.
+When the workflow starts, it writes plan.json into the folder of each run: every job with its log and outputs. A job
+writes one line into its log when it starts and one when it ends, and touches the log while it is alive
+(`coincide.workflow.job`). Snakemake deletes the log before it retries a job; a hard link keeps the log of an attempt
+that did not succeed. The progress of a run follows from these files, whether or not Snakemake is still running.
+
+Why this is not a Snakemake logger plugin (snakemake-interface-logger-plugins 2.1, tried with Snakemake 9.27):
+
+- A plugin receives the events of the main Snakemake process only. Inside jobs, Snakemake does not load plugins. So it
+  never sees on which node a job started, its GPUs, its rate of progress, or whether it is still alive: on Slurm,
+  JOB_STARTED means "submitted". Job logs would still have to be read for all of these, and for the cause of a failure.
+- After SIGKILL of Snakemake no event follows. Which of its jobs are still running is known only from their logs.
+- JOB_INFO is sent when a job is submitted. Before that, a job is only part of the count per rule in RUN_INFO, and jobs
+  that are complete appear nowhere. RULEGRAPH has dependencies between rules, not between jobs. Neither can tell which
+  jobs of a shared workflow belong to which run, so the DAG would still have to be read.
+- Snakemake deletes the log of a failed attempt with or without a plugin, and a retry has the same job id.
+- A plugin must be a separate top-level package (`snakemake_logger_plugin_*`), which Snakemake does not discover in an
+  editable install, and every profile would have to enable it.
+
+A plugin would therefore be added to the code below, not replace it.
 """
 
 import json
-import re
-import shutil
-import subprocess
 import time
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from coincide.base.files import write_json
 from coincide.base.progress import rate_and_left
 from coincide.workflow.job import ENDED, HEARTBEAT, STARTED
 
 PLAN = "plan.json"
-SILENT = 6 * HEARTBEAT  # seconds after which a job that does not touch its log counts as dead
-RUN_NAME = re.compile(r"^SLURM run ID: (\S*[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})$", re.MULTILINE)
-CANCELLED_WITHIN = 120  # seconds
+SILENT = 6 * HEARTBEAT  # seconds without a touch of its log after which a job counts as dead
+
+Job = tuple[str, str, Sequence[str], bool]  # rule, log ("" if the rule has none), outputs, to_run
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One start of a job: what its log says of it.
+    """One attempt at a job, as recorded in its log.
 
     Attributes:
-        started: time, seconds since 1970.
-        host: where.
-        slurm: job id, <array>_<task> for a task of an array; None outside Slurm.
-        gpus: number of devices it was given.
-        seconds: how long it has lived.
-        state: done, failed, terminated (by SIGTERM), orphaned (its Snakemake was gone), running, or
-            silent: it ended without a word.
-        rate: units of work a second, from its last line of progress.
-        left: seconds left by that line.
-        last_line: of its output.
-        log: file.
+        started: start time, seconds since 1970.
+        host: name of the machine.
+        slurm_job: Slurm job id, <array>_<task> for an array task; None outside Slurm.
+        gpus: number of devices in CUDA_VISIBLE_DEVICES.
+        seconds: run time so far, or until the end.
+        state: done, failed, terminated (by SIGTERM), orphaned (its Snakemake process was gone), running, or silent
+            (the log has no end line and has not been touched for SILENT seconds: the job was killed).
+        rate: units of work per second, from the last progress line; None if there is none.
+        seconds_left: time left, from the same line.
+        last_line: last line that the job printed.
+        log: the log file.
     """
 
     started: float
     host: str
-    slurm: str | None
+    slurm_job: str | None
     gpus: int
     seconds: float
     state: str
     rate: float | None
-    left: float | None
+    seconds_left: float | None
     last_line: str
     log: Path
 
 
-def write_plans(folders, jobs, needs, snakemake_log):
-    """Write what each run is going to do: its own jobs, and those whose results it needs.
+def write_plans(
+    folders: Mapping[str, Mapping[str, list[str]]],
+    jobs: Sequence[Job],
+    dependencies: Sequence[Iterable[int]],
+    snakemake_log: str | Path,
+) -> None:
+    """Write the plan of each run: the jobs that write into its folder, and the jobs that these depend on.
 
     Args:
-        folders: dict of a run's folder -> what others make for it (`Runs.shared`).
+        folders: dict of a run's folder -> the stages that other runs compute for it (`Runs.shared`).
         jobs: (rule, log, outputs, to_run) of each job of all runs.
-        needs: for each job, the numbers of the jobs it needs.
-        snakemake_log: Snakemake's own log of this start.
+        dependencies: for each job, the positions in `jobs` of the jobs that it depends on.
+        snakemake_log: log file of this Snakemake process.
     """
     for folder, shared in folders.items():
-        wanted, new = set(), {i for i, job in enumerate(jobs) if _writes_into(folder, job)}
-        while new:
-            wanted |= new
-            new = {before for i in new for before in needs[i]} - wanted
-        rows = [
-            {"rule": rule, "log": str(log), "outputs": [str(o) for o in outputs], "to_run": bool(to_run)}
-            for rule, log, outputs, to_run in (jobs[i] for i in sorted(wanted))
-        ]
+        rows = []
+        for position in sorted(_jobs_of_run(folder, jobs, dependencies)):
+            rule, log, outputs, to_run = jobs[position]
+            rows.append({"rule": rule, "log": str(log), "outputs": list(map(str, outputs)), "to_run": bool(to_run)})
         plan = {"written": time.time(), "snakemake_log": str(snakemake_log), "shared": shared, "jobs": rows}
         write_json(plan, Path(folder) / PLAN)
 
 
-def _writes_into(folder, job):
-    return any(Path(output).is_relative_to(folder) for output in job[2])
+def _jobs_of_run(folder, jobs, dependencies):
+    """Positions of the jobs that write into a folder and, transitively, of those that they depend on."""
+    selected = set()
+    to_visit = [
+        position
+        for position, (_, _, outputs, _) in enumerate(jobs)
+        if any(Path(output).is_relative_to(folder) for output in outputs)
+    ]
+    while to_visit:
+        position = to_visit.pop()
+        if position not in selected:
+            selected.add(position)
+            to_visit += dependencies[position]
+    return selected
 
 
-def read_plan(folder):
-    """The plan of a run's last start: dict of written, snakemake_log, shared and jobs.
+def read_plan(folder: str | Path) -> dict[str, Any]:
+    """Plan of the last start of a run: dict of written (time), snakemake_log, shared and jobs.
 
     Raises:
         FileNotFoundError: the run has never started.
@@ -89,71 +116,47 @@ def read_plan(folder):
     return json.loads((Path(folder) / PLAN).read_text())
 
 
-def attempts(log):
-    """Every attempt at a job, oldest first, from its log and the logs of earlier ones: list of Attempt."""
+def attempts(log: str | Path) -> list[Attempt]:
+    """Every attempt at a job, oldest first, from its log and from the kept logs of earlier attempts."""
     log = Path(log)
-    found = [_attempt(path) for path in (*log.parent.glob(f".{log.name}.*"), log)]
-    return sorted({a.started: a for a in found if a}.values(), key=lambda a: a.started)
+    by_start = {}  # the current log and its hard link are the same attempt
+    for path in (*log.parent.glob(f".{log.name}.*"), log):
+        if attempt := _read_attempt(path):
+            by_start[attempt.started] = attempt
+    return [by_start[started] for started in sorted(by_start)]
 
 
-def _attempt(log):
+def _read_attempt(log):
+    """The attempt that a log records; None if the log does not exist or has no start line."""
     try:
         lines, touched = log.read_text(errors="replace").splitlines(), log.stat().st_mtime
     except OSError:
         return None
-    start, end = _facts(lines, STARTED), _facts(lines, ENDED)
+    start, end = _marked_facts(lines, STARTED), _marked_facts(lines, ENDED)
     if start is None:
         return None
-    lines = [line for line in lines if line.strip() and not line.startswith((STARTED, ENDED))]
-    rate, left = next(filter(None, map(rate_and_left, reversed(lines))), (None, None))
     if end:
         state, seconds = end["state"], end["seconds"]
     else:
-        state = "running" if time.time() - touched < SILENT else "silent"
-        seconds = max(0.0, (time.time() if state == "running" else touched) - start["started"])
+        now = time.time()
+        state = "running" if now - touched < SILENT else "silent"
+        seconds = max(0.0, (now if state == "running" else touched) - start["started"])
+    printed = [line for line in lines if line.strip() and not line.startswith((STARTED, ENDED))]
+    rate, seconds_left = next(filter(None, map(rate_and_left, reversed(printed))), (None, None))
     return Attempt(
-        start["started"], start["host"], start["slurm"], start["gpus"], seconds, state,
-        rate, left, lines[-1] if lines else "", log,
-    )  # fmt: skip
+        started=start["started"],
+        host=start["host"],
+        slurm_job=start["slurm"],
+        gpus=start["gpus"],
+        seconds=seconds,
+        state=state,
+        rate=rate,
+        seconds_left=seconds_left,
+        last_line=printed[-1] if printed else "",
+        log=log,
+    )
 
 
-def _facts(lines, mark):
-    """What the first line with a mark says, or None."""
+def _marked_facts(lines, mark):
+    """The JSON in the first line that starts with a mark, or None."""
     return next((json.loads(line.removeprefix(mark)) for line in lines if line.startswith(mark)), None)
-
-
-def cancel_orphans(folder):
-    """Cancel what a killed Snakemake left in Slurm's queue, for who holds the run's lock now.
-
-    Left alone, these jobs would write the same files as the ones that are submitted anew, and one
-    that fails late would take a file away that is complete by then.
-
-    Returns:
-        names of the runs whose jobs were cancelled.
-
-    Raises:
-        RuntimeError: they do not end.
-    """
-    if not shutil.which("scancel"):
-        return []
-    try:
-        said = Path(read_plan(folder)["snakemake_log"]).read_text(errors="replace")
-    except OSError:  # it has never started, or Snakemake's log is gone
-        return []
-    # the executor gives all its jobs one name and says it
-    names = [name for name in sorted(set(RUN_NAME.findall(said))) if _in_queue(name)]
-    if names:
-        subprocess.run(["scancel", f"--name={','.join(names)}"], check=False)
-        deadline = time.monotonic() + CANCELLED_WITHIN
-        while any(map(_in_queue, names)):
-            if time.monotonic() > deadline:
-                raise RuntimeError(
-                    f"Slurm jobs that an earlier start left behind do not end: scancel --name={names[0]}"
-                )
-            time.sleep(1)
-    return names
-
-
-def _in_queue(name):
-    listed = subprocess.run(["squeue", "-h", f"--name={name}", "-o", "%i"], text=True, capture_output=True, check=False)
-    return bool(listed.stdout.strip())

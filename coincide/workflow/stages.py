@@ -1,8 +1,8 @@
 """What the results of each stage depend on, and which runs of a config share them.
 
-A stage is the rule of the same name. Its settings are those that the sections of the config mark with it
+A stage is the rule of the same name. The sections of the config mark which settings change its results
 (`coincide.base.sections`). Runs that agree in everything that a stage depends on share its results: the first of
-them, in the order of the config, computes and keeps them.
+these runs, in the order of the config, computes and stores them.
 """
 
 from collections.abc import Iterator
@@ -11,8 +11,8 @@ from typing import Any
 from coincide import methods
 from coincide.base.sections import Config, Section
 
-CORESET = "the coreset of the method"  # stands for the stage that writes a method's coreset.parquet
-# stage -> the stages whose results it reads
+CORESET = "coreset"  # placeholder for the stage that writes the coreset of the method (`coreset_stage`)
+# stage -> stages whose results it reads
 STAGES: dict[str, tuple[str, ...]] = {
     "manifest": (),
     "shards": ("manifest",),
@@ -37,12 +37,12 @@ CORESET_STAGES = {"coincide": "coincide_coreset", "full": "full_coreset"}
 
 
 def coreset_stage(method: str) -> str:
-    """The stage that writes a method's coreset.parquet."""
+    """The stage that writes the coreset.parquet of a method."""
     return CORESET_STAGES.get(method, "method_coreset")
 
 
 def section_settings(config: Config, stage: str) -> dict[str, dict[str, Any]]:
-    """The settings that change a stage's results: dict of section -> field -> value."""
+    """The settings that change the results of a stage: dict of section -> field -> value."""
     sections = {name: value for name, value in config if isinstance(value, Section)}
     settings = {name: section.results_depend_on(stage) for name, section in sections.items()}
     return {name: values for name, values in settings.items() if values}
@@ -62,44 +62,46 @@ class Runs:
     def __iter__(self) -> Iterator[str]:
         return iter(self.configs)
 
-    def setting(self, run, name):
-        """A setting of a run by its dotted name."""
-        value = self.configs[run]
+    def setting(self, run: str, name: str) -> Any:
+        """A setting of a run, by its dotted name."""
+        value: Any = self.configs[run]
         for key in name.split("."):
             value = getattr(value, key)
         return value
 
-    def method_settings(self, run, method):
-        """Settings of a baseline (`coincide.methods`) in a run, with defaults filled in."""
+    def method_settings(self, run: str, method: str) -> dict[str, Any]:
+        """Settings of a baseline (`coincide.methods`) in a run, including defaults."""
         return methods.settings(method, self.configs[run].selection.method_settings.get(method, {}))
 
-    def tasks(self, run, group):
+    def tasks(self, run: str, group: str | None) -> list[str] | None:
         """Tasks of an evaluation group; None if the run has no such group."""
         return next((g.tasks for g in self.configs[run].evaluation.groups if g.name == group), None)
 
-    def methods(self, run):
-        """Methods whose coresets a run finetunes on, the full data among them."""
+    def methods(self, run: str) -> list[str]:
+        """Methods whose coresets a run finetunes on, including "full" for the full data."""
         config = self.configs[run]
         return [*config.selection.methods, *["full"] * config.target_model.full]
 
-    def folder(self, run, stage, *, method=None, group=None):
+    def folder(self, run: str, stage: str, *, method: str | None = None, group: str | None = None) -> str:
         """Folder of the run that computes the results of a stage that `run` needs.
 
         Args:
             run: name of a run.
             stage: one of STAGES, or CORESET.
-            method: of the coreset, for stages that have one.
-            group: of evaluation tasks, for evaluate_model.
+            method: method of the coreset, for stages that have one job per method.
+            group: group of evaluation tasks, for evaluate_model.
         """
         key = (run, stage, method, group)
         if key not in self._folders:
-            wanted = self._dependencies(*key)
-            maker = next(other for other in self.configs if self._dependencies(other, *key[1:]) == wanted)
-            self._folders[key] = f"results/{maker}"
+            dependencies = self._dependencies(*key)
+            first = next(
+                other for other in self.configs if self._dependencies(other, stage, method, group) == dependencies
+            )
+            self._folders[key] = f"results/{first}"
         return self._folders[key]
 
-    def shared(self, run):
-        """What other runs compute for a run: dict of folder -> stages, with the method where a stage has one."""
+    def shared(self, run: str) -> dict[str, list[str]]:
+        """Stages that other runs compute for a run: dict of folder -> stages, as "stage" or "stage (method)"."""
         shared: dict[str, list[str]] = {}
         groups = [group.name for group in self.configs[run].evaluation.groups]
         needed = {method: _with_ancestors("evaluate_model", method) for method in self.methods(run)}
@@ -115,30 +117,31 @@ class Runs:
         return shared
 
     def _dependencies(self, run, stage, method, group):
-        """Everything that a stage's results depend on, in a form to compare."""
+        """Everything that the results of a stage depend on, as values that can be compared."""
         stage = coreset_stage(method) if stage == CORESET else stage
         config = self.configs[run]
-        values: list[Any] = [section_settings(config, stage)]
+        values = [section_settings(config, stage)]
         if stage == "manifest":
             values += [getattr(config.dataset, name) for name in config.dataset.paths()]
         if stage == "method_coreset":
             values += [method, self.method_settings(run, method)]
         if stage == "finetune_model":
-            values.append(config.target_model.label)  # part of its path
+            values.append(config.target_model.label)  # the label is in the path of the model
         if stage == "evaluate_model":
             values.append(self.tasks(run, group))
         return values, [self._dependencies(run, parent, method, group) for parent in _parents(stage, method)]
 
 
 def _parents(stage, method):
-    """The stages whose results a stage reads for a method."""
+    """The stages whose results a stage reads, for a method."""
     parents = [coreset_stage(method) if parent == CORESET else parent for parent in STAGES[stage]]
-    if stage == "method_coreset":  # sample metrics are part of merge
+    if stage == "method_coreset":  # only artefacts that are stages: merge writes the sample metrics
         parents += [artefact for artefact in methods.needs(method) if artefact in STAGES]
     return parents
 
 
 def _with_ancestors(stage, method):
+    """A stage and, transitively, all stages whose results it reads, for a method."""
     return {stage}.union(*(_with_ancestors(parent, method) for parent in _parents(stage, method)))
 
 

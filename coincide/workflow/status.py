@@ -1,197 +1,224 @@
-"""Where a run stands, from its files alone: `python -m coincide.workflow.status [results/<run> …]`.
+"""Progress of a run: `python -m coincide.workflow.status [results/<run> …]` (`make status`).
 
-What is to be done stands in the run's plan, what was done in the logs (`coincide.workflow.plan`). Nothing else
-is asked but, for a job that died without a word, what Slurm wrote about it.
+The plan of the run says what has to be done, the logs of its jobs say what was done (`coincide.workflow.plan`). For a
+job that was killed without an error message, Slurm's log and accounting are read as well (`coincide.workflow.slurm`).
 """
 
 import re
-import shutil
-import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from math import inf
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from coincide.workflow.lock import holder
-from coincide.workflow.plan import PLAN, attempts, read_plan
+from coincide.workflow.plan import PLAN, Attempt, attempts, read_plan
+from coincide.workflow.slurm import SLURM_LOGS, slurm_cause, slurm_log
 
-SLURM_LOGS = ".snakemake/slurm_logs"
-# what Slurm says, in its log of a job or as a state of sacct, in words
-CAUSES = {
-    r"DUE TO TIME LIMIT|TIMEOUT": "time limit",
-    r"oom[-_]kill|Out Of Memory|OUT_OF_MEMORY|DUE TO MEMORY|exceeded memory limit": "out of memory",
-    r"DUE TO NODE FAILURE|NODE_FAIL": "node failure",
-    r"DUE TO PREEMPTION|PREEMPTED": "preempted",
-    r"DUE TO JOB REQUEUE|REQUEUED": "requeued",
-    r"CANCELLED": "cancelled",
-}
+STATES = ("done", "running", "waiting", "failed")
 MEMORY_ERRORS = re.compile(r"out of memory|MemoryError|Cannot allocate memory", re.IGNORECASE)
 
 
-def job_state(job, tried, planned):
-    """done, running, waiting or failed, for a job of the plan and its attempts."""
-    last = tried[-1] if tried else None
-    fresh = last is not None and (last.started >= planned or last.state == "running")
-    if fresh and last.state == "running":
+@dataclass(frozen=True)
+class JobStatus:
+    """A planned job, the attempts at it (oldest first) and its state (one of STATES)."""
+
+    rule: str
+    name: str
+    attempts: list[Attempt]
+    state: str
+
+    def __str__(self) -> str:
+        return f"{self.rule} ({self.name})"
+
+
+def job_state(job: dict[str, Any], job_attempts: Sequence[Attempt], planned: float) -> str:
+    """State of a job, one of STATES.
+
+    Args:
+        job: entry of the plan.
+        job_attempts: attempts at the job, oldest first.
+        planned: time at which the plan was written, seconds since 1970.
+    """
+    last = job_attempts[-1] if job_attempts else None
+    if last and last.state == "running":
         return "running"
-    if all(Path(o).exists() for o in job["outputs"]) and (not job["to_run"] or (fresh and last.state == "done")):
+    if last and last.started < planned:
+        last = None  # an attempt of an earlier start of the workflow
+    complete = all(Path(output).exists() for output in job["outputs"])
+    if complete and (not job["to_run"] or (last and last.state == "done")):
         return "done"
-    if fresh and last.state not in ("done", "orphaned"):
+    if last and last.state not in ("done", "orphaned"):
         return "failed"
     return "waiting"
 
 
-def cause(attempt, slurm_logs=SLURM_LOGS):
-    """Why an attempt failed, in words, and the Slurm log that says so (or None)."""
-    text, log = _slurm_log(attempt.slurm, slurm_logs)
-    if attempt.state == "failed":
-        return ("out of memory" if MEMORY_ERRORS.search(attempt.last_line) else "its own error"), log
-    if words := _in_words(text) or _in_words(_sacct(attempt.slurm)):
-        return words, log
-    if attempt.state == "terminated":
-        return "cancelled or over its time (it was sent SIGTERM)", log
-    return f"killed without a word on {attempt.host}: out of memory, node failure or SIGKILL", log
+def cause(attempt: Attempt, slurm_logs: str | Path = SLURM_LOGS) -> tuple[str, Path | None]:
+    """Why an attempt failed, in plain words, and Slurm's log of it (None if there is none).
 
-
-def _in_words(said):
-    return next((words for pattern, words in CAUSES.items() if re.search(pattern, said)), None)
-
-
-def stages(jobs, tried, states):
-    """Table of the stages, first started first.
-
-    Columns: rule, jobs, done, running, waiting, failed, rate (units of work a second), left (s), gpu_hours.
+    Args:
+        attempt: a failed, terminated or silent one.
+        slurm_logs: folder of the logs that the Slurm executor writes.
     """
-    rows = {}
-    for job, mine, state in zip(jobs, tried, states):
-        row = rows.setdefault(
-            job["rule"], {"counts": Counter(), "rates": [], "lefts": [], "times": [], "gpu": 0.0, "first": inf}
-        )
-        row["counts"][state] += 1
-        row["first"] = min([row["first"], *(a.started for a in mine)])
-        row["gpu"] += sum(a.gpus * a.seconds for a in mine) / 3600
-        if state == "running":
-            row["rates"] += [mine[-1].rate] if mine[-1].rate else []
-            row["lefts"] += [mine[-1].left] if mine[-1].left is not None else []
-        row["times"] += [a.seconds for a in mine if a.state == "done"]
-    table = []
-    for rule, row in sorted(rows.items(), key=lambda item: item[1]["first"]):
-        counts, left = row["counts"], max(row["lefts"], default=None)
-        if row["times"] and (waiting := counts["waiting"] + counts["failed"]):
-            each = sum(row["times"]) / len(row["times"])
-            left = (left or 0) + each * waiting / max(1, counts["running"])
-        table.append(
-            {
-                "stage": rule,
-                "jobs": counts.total(),
-                **{state: counts[state] for state in ("done", "running", "waiting", "failed")},
-                "rate": sum(row["rates"]) or None,
-                "left": left,
-                "gpu_hours": row["gpu"],
-            }
-        )
-    return pd.DataFrame(table)
+    log = slurm_log(attempt.slurm_job, slurm_logs)
+    if attempt.state == "failed":
+        return "out of memory" if MEMORY_ERRORS.search(attempt.last_line) else "error raised by the job", log
+    if reason := slurm_cause(attempt.slurm_job, log):
+        return reason, log
+    if attempt.state == "terminated":
+        return "cancelled or over its time limit (received SIGTERM)", log
+    return f"killed without an error message on {attempt.host}: out of memory, node failure or SIGKILL", log
 
 
-def status(folder, slurm_logs=SLURM_LOGS):
-    """Text that says where a run stands.
+def stage_table(jobs: Sequence[JobStatus]) -> pd.DataFrame:
+    """Table of the stages, in the order in which they started.
+
+    Columns: stage, jobs, done, running, waiting, failed, rate (units of work per second), seconds_left, gpu_hours.
+    """
+    by_rule: dict[str, list[JobStatus]] = {}
+    for job in jobs:
+        by_rule.setdefault(job.rule, []).append(job)
+    rows = sorted(by_rule.items(), key=lambda item: _first_start(item[1]))
+    return pd.DataFrame([_stage_row(rule, rule_jobs) for rule, rule_jobs in rows])
+
+
+def _first_start(jobs):
+    return min((attempt.started for job in jobs for attempt in job.attempts), default=inf)
+
+
+def _stage_row(rule, jobs):
+    counts = Counter(job.state for job in jobs)
+    all_attempts = [attempt for job in jobs for attempt in job.attempts]
+    running = [job.attempts[-1] for job in jobs if job.state == "running"]
+    return {
+        "stage": rule,
+        "jobs": len(jobs),
+        **{state: counts[state] for state in STATES},
+        "rate": sum(attempt.rate for attempt in running if attempt.rate) or None,
+        "seconds_left": _seconds_left(
+            running,
+            to_start=counts["waiting"] + counts["failed"],
+            durations=[attempt.seconds for attempt in all_attempts if attempt.state == "done"],
+        ),
+        "gpu_hours": sum(attempt.gpus * attempt.seconds for attempt in all_attempts) / 3600,
+    }
+
+
+def _seconds_left(running, *, to_start, durations):
+    """Time left for a stage: of its slowest running job, plus the mean duration for each round of jobs to start."""
+    left = max((attempt.seconds_left for attempt in running if attempt.seconds_left is not None), default=None)
+    if durations and to_start:
+        mean = sum(durations) / len(durations)
+        left = (left or 0) + mean * to_start / max(1, len(running))
+    return left
+
+
+def status(folder: str | Path, slurm_logs: str | Path = SLURM_LOGS) -> str:
+    """Progress of a run as text: a table of its stages, and the cause of each failure.
 
     Args:
         folder: of the run, with its plan.json; paths in the plan are relative to the working folder.
         slurm_logs: folder of the logs that the Slurm executor writes.
 
     Raises:
-        FileNotFoundError: no plan: the run has never started.
+        FileNotFoundError: the run has no plan: it has never started.
     """
-    plan, jobs, tried, states = _compared(folder)
-    who, counts = holder(folder), Counter(states)
-    under_way = f"under way: {who}" if who else "no process works on it"
-    lines = [f"{folder}: {under_way}; {counts['done']} of {len(jobs)} jobs done", ""]
-    table = stages(jobs, tried, states)
-    shown = table.assign(
-        rate=[f"{r:,.1f}/s" if pd.notna(r) else "" for r in table["rate"]],
-        left=[_duration(s) if pd.notna(s) else "" for s in table["left"]],
-        gpu_hours=[f"{h:.2f}" if h else "" for h in table["gpu_hours"]],
-    )
-    shown = shown.rename(columns={"gpu_hours": "GPU-hours", "left": "time left"})
-    lines += [
-        shown.to_string(index=False),
+    plan, jobs = _read_run(folder)
+    process = holder(folder)
+    table = stage_table(jobs)
+    lines = [
+        f"{folder}: {f'running ({process})' if process else 'not running'}; {_count_done(jobs)} jobs done",
         "",
-        f"GPU-hours so far, lost attempts included: {table['gpu_hours'].sum():.2f}",
+        _formatted(table),
+        "",
+        f"GPU-hours so far, including failed attempts: {table['gpu_hours'].sum():.2f}",
     ]
-    lines += [f"made and kept in {other}: {', '.join(made)}" for other, made in plan["shared"].items()]
-    for job, mine, state in zip(jobs, tried, states):
-        if state != "failed":
-            continue
-        why, log = cause(mine[-1], slurm_logs)
-        lines += ["", f"FAILED {job['rule']} ({Path(job['log']).stem}), attempt {len(mine)}: {why}"]
-        lines += [f"  last line: {mine[-1].last_line[:300]}", f"  log: {mine[-1].log}"]
-        lines += [f"  Slurm's log: {log}"] if log else []
+    lines += [f"computed in {other}: {', '.join(stages)}" for other, stages in plan["shared"].items()]
+    for job in jobs:
+        if job.state == "failed":
+            lines += ["", *_failure(job, slurm_logs)]
     return "\n".join(lines)
 
 
-def _compared(folder):
-    """The plan, its jobs, the attempts at each and its state."""
+def _read_run(folder):
+    """The plan of a run and the status of each of its jobs. Rules without a log only collect files: not counted."""
     plan = read_plan(folder)
-    jobs = [job for job in plan["jobs"] if job["log"]]
-    tried = [attempts(job["log"]) for job in jobs]
-    return plan, jobs, tried, [job_state(job, mine, plan["written"]) for job, mine in zip(jobs, tried)]
+    jobs = []
+    for job in plan["jobs"]:
+        if job["log"]:
+            job_attempts = attempts(job["log"])
+            state = job_state(job, job_attempts, plan["written"])
+            jobs.append(JobStatus(job["rule"], Path(job["log"]).stem, job_attempts, state))
+    return plan, jobs
 
 
-def outcome(folder):
-    """One line on how a run ended: done, or what failed and why."""
-    try:
-        _, jobs, tried, states = _compared(folder)
-    except FileNotFoundError:
-        return f"{folder}: not started"
-    if set(states) <= {"done"}:
-        return f"{folder}: done"
-    failed = [
-        f"{job['rule']} ({Path(job['log']).stem}): {cause(mine[-1])[0]}, {mine[-1].last_line[:200]}"
-        for job, mine, state in zip(jobs, tried, states)
-        if state == "failed"
-    ]
-    what = "; ".join(failed) if failed else "ended early"
-    return f"{folder}: FAILED, {Counter(states)['done']} of {len(jobs)} jobs done: {what}"
+def _count_done(jobs):
+    return f"{sum(job.state == 'done' for job in jobs)} of {len(jobs)}"
 
 
-def main(arguments):
-    """Print the status of the runs named, or of all under results/, the newest first."""
-    folders = arguments or [
-        str(plan.parent) for plan in sorted(Path("results").glob(f"*/{PLAN}"), key=lambda p: -p.stat().st_mtime)
-    ]
-    if not folders:
-        return "no run under results/ has started yet"
-    for folder in folders:
-        try:
-            print(status(folder), end="\n\n")
-        except FileNotFoundError:
-            return f"{folder}/{PLAN} is not there: this run has never started"
-    return 0
+def _formatted(table):
+    table = table.assign(
+        rate=[f"{rate:,.1f}/s" if pd.notna(rate) else "" for rate in table["rate"]],
+        seconds_left=[_duration(seconds) if pd.notna(seconds) else "" for seconds in table["seconds_left"]],
+        gpu_hours=[f"{hours:.2f}" if hours else "" for hours in table["gpu_hours"]],
+    )
+    return table.rename(columns={"seconds_left": "time left", "gpu_hours": "GPU-hours"}).to_string(index=False)
 
 
 def _duration(seconds):
     return str(pd.Timedelta(seconds=round(seconds))).removeprefix("0 days ")
 
 
-def _slurm_log(job, folder):
-    if not job:
-        return "", None
-    found = sorted(Path(folder).glob(f"**/{job}.log"))
-    return (found[0].read_text(errors="replace"), found[0]) if found else ("", None)
+def _failure(job, slurm_logs):
+    """Lines on a failed job: cause, last line, logs."""
+    last = job.attempts[-1]
+    reason, log = cause(last, slurm_logs)
+    lines = [
+        f"FAILED {job}, attempt {len(job.attempts)}: {reason}",
+        f"  last line: {last.last_line[:300]}",
+        f"  log: {last.log}",
+    ]
+    return [*lines, f"  Slurm's log: {log}"] if log else lines
 
 
-def _sacct(job):
-    """State of a job by Slurm's accounting, or nothing where there is none."""
-    if not job or not shutil.which("sacct"):
-        return ""
-    command = ["sacct", "-n", "-P", "-j", job, "--format=State"]
+def outcome(folder: str | Path) -> str:
+    """One line on how a run ended: done, or what failed and why."""
     try:
-        return subprocess.run(command, text=True, capture_output=True, timeout=20, check=False).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
+        _, jobs = _read_run(folder)
+    except FileNotFoundError:
+        return f"{folder}: not started"
+    if all(job.state == "done" for job in jobs):
+        return f"{folder}: done"
+    failed = [
+        f"{job}: {cause(job.attempts[-1])[0]}, {job.attempts[-1].last_line[:200]}"
+        for job in jobs
+        if job.state == "failed"
+    ]
+    reasons = "; ".join(failed) or "stopped before the other jobs ran"
+    return f"{folder}: FAILED, {_count_done(jobs)} jobs done: {reasons}"
+
+
+def main(folders: Sequence[str]) -> str | int:
+    """Print the status of the given runs, or of all runs under results/, the newest first.
+
+    Returns:
+        0, or an error message, as for sys.exit.
+    """
+    if not folders:
+        plans = sorted(Path("results").glob(f"*/{PLAN}"), key=lambda plan: -plan.stat().st_mtime)
+        folders = [str(plan.parent) for plan in plans]
+    if not folders:
+        return "no run under results/ has started yet"
+    for folder in folders:
+        try:
+            print(status(folder), end="\n\n")
+        except FileNotFoundError:
+            return f"{folder}/{PLAN} does not exist: this run has never started"
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # A real Slurm of two nodes on this machine, for tests:
 #   cluster.sh up [without-accounting] | down | start DAEMON | stop DAEMON
-# DAEMON is slurmctld, slurmdbd, slurmd-n1 or slurmd-n2; what is stopped forgets nothing.
+# DAEMON is slurmctld, slurmdbd, slurmd-n1 or slurmd-n2; a stopped daemon keeps its state on disk.
 #
-# Accounting in a private MariaDB, two fake GPUs a node, all on loopback and on ports of its own.
-# The configuration has to be under /etc/slurm, because jobs do not inherit SLURM_CONF; a
-# configuration that is not ours is never touched. Needs root, as slurmd does.
+# Accounting uses a private MariaDB, each node has two fake GPUs, and all daemons listen on loopback, on
+# nonstandard ports. The configuration has to be under /etc/slurm, because jobs do not inherit SLURM_CONF; a
+# configuration that this script did not write is never changed. Requires root, as slurmd does.
 set -euo pipefail
 
 STATE=/tmp/coincide-slurm
@@ -18,7 +18,7 @@ ours() { [ ! -e "$CONF/slurm.conf" ] || grep -qF "$MARK" "$CONF/slurm.conf"; }
 wait_for() { # seconds, command…
   local left=$(($1 * 5)); shift
   until "$@" >/dev/null 2>&1; do
-    ((left--)) || { echo "gave up waiting for: $*" >&2; tail -n 5 "$STATE"/log/* >&2 || true; return 1; }
+    ((left--)) || { echo "timed out waiting for: $*" >&2; tail -n 5 "$STATE"/log/* >&2 || true; return 1; }
     sleep 0.2
   done
 }
@@ -99,7 +99,7 @@ start_accounting() {
   sacctmgr -i add user root account=tests >/dev/null || true
 }
 
-# a daemon by its name; slurmctld and slurmd take up what they knew
+# start a daemon by name; slurmctld and slurmd restore their saved state
 start() {
   case "$1" in
     slurmd-n?) slurmd -N "${1#slurmd-}" ;;
@@ -116,12 +116,12 @@ stop() {
   kill -9 "$pid" 2>/dev/null || true
 }
 
-# kill -0 also finds the dead whose parent does not ask after them, as in a container
+# kill -0 also succeeds for zombies, which containers do not always reap
 alive() { [ -r "/proc/$1/stat" ] && ! grep -q ') Z ' "/proc/$1/stat" 2>/dev/null; }
 
 up() {
   [ "$(id -u)" = 0 ] || { echo "a test cluster needs root: slurmd starts jobs as their users" >&2; exit 1; }
-  ours || { echo "$CONF/slurm.conf is not ours: this machine has a Slurm of its own, and stays as it is" >&2; exit 1; }
+  ours || { echo "$CONF/slurm.conf was not written by this script: the Slurm installation of this machine is left unchanged" >&2; exit 1; }
   # shellcheck disable=SC2086
   command -v slurmctld mariadbd munged >/dev/null ||
     { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $PACKAGES >/dev/null; }

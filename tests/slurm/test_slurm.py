@@ -1,4 +1,4 @@
-"""The workflow on a real Slurm (tests/slurm/cluster.sh): the shipped profile, at sizes that fit one machine."""
+"""The workflow on a real Slurm (tests/slurm/cluster.sh): the shipped profile, with job sizes that fit one machine."""
 
 import json
 import os
@@ -31,35 +31,35 @@ def slurm(*command):
 
 
 def cluster(*arguments):
-    """A verb of the test cluster."""
+    """Run a command of cluster.sh."""
     subprocess.run([REPO / "tests/slurm/cluster.sh", *arguments], check=True, timeout=120, stdout=subprocess.DEVNULL)
 
 
 @pytest.fixture
 def ready(finished, tmp_path):
-    """A workplace whose data and models are there, and nothing of the run; the profile at a size that fits."""
-    place = Workplace(tmp_path)
+    """A working folder with dataset and models, without results; its profile has job sizes for the test cluster."""
+    workplace = Workplace(tmp_path)
     shutil.copytree(finished / "resources", tmp_path / "resources")
     small_profile(tmp_path / "slurm")
-    yield place
-    for process in psutil.process_iter(["cmdline"]):  # of a node that was set down under its jobs
+    yield workplace
+    for process in psutil.process_iter(["cmdline"]):  # jobs that outlive a node which was set down
         if any(str(tmp_path) in argument for argument in process.info["cmdline"] or ()):
             process.kill()
 
 
 def small_profile(folder, rule="activations", **resources):
-    """The shipped profile with jobs small enough for the test cluster, and a rule's resources; the rest as it is."""
-    written = folder / "config.yaml"
-    if written.exists():
-        profile = yaml.safe_load(written.read_text())
+    """Write the shipped profile with jobs small enough for the test cluster; in an existing one, set resources."""
+    path = folder / "config.yaml"
+    if path.exists():
+        profile = yaml.safe_load(path.read_text())
         profile["set-resources"].setdefault(rule, {}).update(resources)
-        written.write_text(yaml.safe_dump(profile))
+        path.write_text(yaml.safe_dump(profile))
         return
     profile = yaml.safe_load((REPO / "profiles/slurm/config.yaml").read_text())
-    for of_rule in (profile["default-resources"], *profile["set-resources"].values()):
+    for settings in (profile["default-resources"], *profile["set-resources"].values()):
         for name, size in (("mem_mb", 2000), ("runtime", 20)):
-            if name in of_rule:
-                of_rule[name] = f"{size} * attempt"
+            if name in settings:
+                settings[name] = f"{size} * attempt"
     profile["set-threads"] = dict.fromkeys(profile["set-threads"], 1)
     profile |= {
         "slurm-init-seconds-before-status-checks": 3,
@@ -67,127 +67,127 @@ def small_profile(folder, rule="activations", **resources):
         "max-status-checks-per-second": 1,
     }
     folder.mkdir()
-    written.write_text(yaml.safe_dump(profile))
+    path.write_text(yaml.safe_dump(profile))
 
 
-def wait_for(what, seconds=120):
-    """Wait until what() is true and return it."""
+def wait_for(condition, seconds=120):
+    """Wait until condition() is true and return its value."""
     deadline = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < deadline, "waited in vain"
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"timed out after {seconds} s"
         time.sleep(0.05)
-    return found
+    return value
 
 
-def end(process, seconds=400):
-    """Exit code of a started Snakemake."""
+def exit_code(process, seconds=400):
+    """Wait for a Snakemake process and return its exit code."""
     return process.wait(timeout=seconds)
 
 
-def same(place, finished, name=CORESET):
-    """Whether an artefact is byte for byte that of the undisturbed run."""
-    return (place / name).read_bytes() == (finished / name).read_bytes()
+def same(workplace, finished, name=CORESET):
+    """Whether an artefact is byte for byte that of the uninterrupted run."""
+    return (workplace / name).read_bytes() == (finished / name).read_bytes()
 
 
-def test_a_coreset_from_slurm_is_the_one_from_this_machine(finished, ready):
+def test_slurm_and_local_runs_select_the_same_coreset(finished, ready):
     code, output = ready.run("select", profile="slurm")
     assert code == 0, output
     for name in (f"{RUN}/clusters.parquet", CORESET, f"{RUN}/coresets/random/0.2/coreset.json"):
         assert same(ready, finished, name)
     jobs = [row.split("|") for row in slurm("sacct", "-X", "-n", "-P", "--format=JobID,AllocTRES,WorkDir").splitlines()]
     gpus = [job for job, resources, folder in jobs if "gres/gpu=1" in resources and folder == str(ready.folder)]
-    assert len(gpus) == 2  # the two shards, and nothing else
+    assert len(gpus) == 2  # only the two shards
 
 
-# --- faults: each run ends with the coreset of the undisturbed one ------------------------------------------
+# --- faults: each run ends with the coreset of the uninterrupted one ------------------------------------------
 
 
-def log_of(place, rule, name):
-    """What the log of a job tells of its attempts."""
-    return attempts(place / RUN / "logs" / rule / f"{name}.log")
+def attempts_at(workplace, rule, name):
+    """Attempts at a job, from its log."""
+    return attempts(workplace / RUN / "logs" / rule / f"{name}.log")
 
 
-def running(place, shard):
-    """The attempt at a shard that runs, or None."""
-    tried = log_of(place, "activations", shard)
-    return tried[-1] if tried and tried[-1].state == "running" else None
+def running_attempt(workplace, shard):
+    """The running attempt at a shard, or None."""
+    shard_attempts = attempts_at(workplace, "activations", shard)
+    return shard_attempts[-1] if shard_attempts and shard_attempts[-1].state == "running" else None
 
 
-def python_of(place, shard):
-    """Process of the job that extracts a shard: the one that wrote the last start into its log."""
-    text = (place / RUN / f"logs/activations/{shard}.log").read_text()
+def extraction_process(workplace, shard):
+    """Process of the job that extracts a shard: the one that wrote the last start line into its log."""
+    text = (workplace / RUN / f"logs/activations/{shard}.log").read_text()
     start = [line for line in text.splitlines() if line.startswith(STARTED)][-1]
     return psutil.Process(json.loads(start.removeprefix(STARTED))["pid"])
 
 
-def hold(place, shard):
-    """Wait for the job that extracts a shard and stop it where it is: its process, and the attempt."""
-    attempt = wait_for(lambda: running(place, shard), 200)
-    process = python_of(place, shard)
+def suspend(workplace, shard):
+    """Wait for the job that extracts a shard and suspend it: (its process, the attempt)."""
+    attempt = wait_for(lambda: running_attempt(workplace, shard), 200)
+    process = extraction_process(workplace, shard)
     process.suspend()
     return process, attempt
 
 
-def test_cancelled_killed_and_its_daemons_gone(finished, ready):
-    """scancel of a job, SIGKILL of a job, slurmctld restarted, slurmdbd gone for two minutes, two at once."""
+def test_jobs_cancelled_or_killed_and_daemons_stopped(finished, ready):
+    """scancel of a job, SIGKILL of a job, slurmctld restarted, slurmdbd stopped for two minutes, a second start."""
     process = ready.start("select", profile="slurm", log="run.out")
-    (_, first), (second, _) = hold(ready, "00000"), hold(ready, "00001")
-    slurm("scancel", first.slurm)
+    (_, first), (second, _) = suspend(ready, "00000"), suspend(ready, "00001")
+    slurm("scancel", first.slurm_job)
     second.kill()
     cluster("stop", "slurmdbd")
-    gone = time.monotonic()
+    stopped = time.monotonic()
     code, output = ready.run("select", profile="slurm")
     assert code != 0
-    assert "results/small is being worked on by process" in output
-    wait_for(lambda: len(log_of(ready, "activations", "00000")) > 1, 200)
-    again, _ = hold(ready, "00000")
+    assert "results/small is in use by process" in output
+    wait_for(lambda: len(attempts_at(ready, "activations", "00000")) > 1, 200)
+    retry, _ = suspend(ready, "00000")
     cluster("stop", "slurmctld")
-    again.resume()
+    retry.resume()
     time.sleep(10)
     cluster("start", "slurmctld")
-    time.sleep(max(0, 120 - (time.monotonic() - gone)))
+    time.sleep(max(0, 120 - (time.monotonic() - stopped)))
     cluster("start", "slurmdbd")
-    assert end(process) == 0, (ready / "run.out").read_text()
+    assert exit_code(process) == 0, (ready / "run.out").read_text()
     assert same(ready, finished)
-    assert [a.state for a in log_of(ready, "activations", "00000")] == ["terminated", "done"]
-    assert [a.state for a in log_of(ready, "activations", "00001")] == ["silent", "done"]
-    assert len(log_of(ready, "", "clusters")) == 1  # nothing else ran twice
+    assert [a.state for a in attempts_at(ready, "activations", "00000")] == ["terminated", "done"]
+    assert [a.state for a in attempts_at(ready, "activations", "00001")] == ["silent", "done"]
+    assert len(attempts_at(ready, "", "clusters")) == 1  # no other job ran twice
 
 
 def test_snakemake_killed_and_started_again(finished, ready):
-    """SIGKILL of Snakemake leaves jobs in the queue: the next start cancels them, and computes what is missing."""
+    """SIGKILL of Snakemake leaves jobs in the queue: the next start cancels them and computes the missing results."""
     process = ready.start("select", profile="slurm", log="run.out")
-    hold(ready, "00000")
+    suspend(ready, "00000")
     process.kill()
     process.wait()
     manifest = (ready / RUN / "samples/manifest.parquet").stat().st_mtime_ns
-    left = slurm("squeue", "-h", "-o", "%j").split()
-    assert left
+    orphans = slurm("squeue", "-h", "-o", "%j").split()
+    assert orphans
     code, output = ready.run("select", profile="slurm")
     assert code == 0, output
-    assert f"cancelled the Slurm jobs that a killed run left behind ({left[0]})" in output
+    assert f"cancelled the Slurm jobs that a killed run left behind ({orphans[0]})" in output
     assert same(ready, finished)
     assert (ready / RUN / "samples/manifest.parquet").stat().st_mtime_ns == manifest
 
 
-def test_over_time_and_over_memory(finished, ready):
-    """A job over its time limit gets more time, one over its memory more memory."""
+def test_jobs_over_their_time_or_memory_limit(finished, ready):
+    """A job over its time limit is retried with more time, a job over its memory limit with more memory."""
     small_profile(ready / "slurm", rule="clusters", mem_mb="100 * attempt ** 5")
     small_profile(ready / "slurm", rule="activations", runtime="attempt ** 3")
     process = ready.start("select", profile="slurm", log="run.out")
-    hold(ready, "00001")  # it hangs
-    assert end(process) == 0, (ready / "run.out").read_text()
+    suspend(ready, "00001")  # so that it runs into its time limit
+    assert exit_code(process) == 0, (ready / "run.out").read_text()
     assert same(ready, finished)
-    first, second = log_of(ready, "activations", "00001")
+    first, second = attempts_at(ready, "activations", "00001")
     assert (first.state, second.state) == ("terminated", "done")
     assert cause(first, ready / ".snakemake/slurm_logs")[0] == "time limit"
     killed = [path.read_text() for path in (ready / ".snakemake/slurm_logs/rule_clusters").rglob("*.log")]
     assert any("exceeded memory limit" in text for text in killed)
-    assert log_of(ready, "", "clusters")[-1].state == "done"
+    assert attempts_at(ready, "", "clusters")[-1].state == "done"
 
 
-def test_the_disk_full_while_a_shard_is_written(finished, ready):
-    """Jobs say so and leave nothing half-written; with room again the same command goes on."""
+def test_a_full_disk_while_a_shard_is_written(finished, ready):
+    """The jobs report it and leave no incomplete file; with free space the same command resumes."""
     folder = ready / RUN / "activations"
     folder.mkdir(parents=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], check=True)
@@ -202,7 +202,7 @@ def test_the_disk_full_while_a_shard_is_written(finished, ready):
             capture_output=True,
             check=True,
         ).stdout
-        assert "FAILED activations (00000), attempt 1: its own error" in text
+        assert "FAILED activations (00000), attempt 1: error raised by the job" in text
         assert "No space left on device" in text
         assert not list(folder.glob("*.parquet"))
         subprocess.run(["mount", "-o", "remount,size=64m", folder], check=True)
@@ -213,58 +213,56 @@ def test_the_disk_full_while_a_shard_is_written(finished, ready):
         subprocess.run(["umount", "-l", folder], check=True)
 
 
-def test_without_accounting_a_node_fails(finished, ready):
-    """No sacct answers, and a node is set down with jobs on it."""
+def test_a_node_fails_on_a_cluster_without_accounting(finished, ready):
+    """sacct does not work, and a node with running jobs is set down."""
     cluster("up", "without-accounting")
     try:
         process = ready.start("select", profile="slurm", log="run.out")
-        task = hold(ready, "00000")[1].slurm
+        task = suspend(ready, "00000")[1].slurm_job
         node = slurm("squeue", "-h", "-j", task, "-o", "%N").strip()
         slurm("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
-        wait_for(lambda: len(log_of(ready, "activations", "00000")) > 1, 200)
-        # it may have come back by itself
+        wait_for(lambda: len(attempts_at(ready, "activations", "00000")) > 1, 200)
+        # unless the node has already returned to service
         subprocess.run(["scontrol", "update", f"nodename={node}", "state=resume"], check=False, capture_output=True)
-        assert end(process) == 0, (ready / "run.out").read_text()
+        assert exit_code(process) == 0, (ready / "run.out").read_text()
         assert same(ready, finished)
     finally:
         cluster("up")
 
 
-def test_nothing_of_the_login_shell_reaches_the_jobs(finished, ready, monkeypatch):
-    """A site that starts jobs with a bare environment, whatever the submission asks for."""
+def test_jobs_do_not_depend_on_the_environment_of_the_login_shell(finished, ready, monkeypatch):
+    """A site that starts jobs with an empty environment, whatever the submission requests."""
     shim = ready / "bin/sbatch"
     shim.parent.mkdir()
     shim.write_text(f'#!/bin/bash\nexec {shutil.which("sbatch")} "${{@/--export=ALL/--export=NONE}}"\n')
     shim.chmod(0o755)
     monkeypatch.setenv("PATH", f"{shim.parent}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setenv("ONLY_OF_THE_LOGIN_SHELL", "1")
+    monkeypatch.setenv("SET_IN_LOGIN_SHELL", "1")
     process = ready.start("select", profile="slurm", log="run.out")
-    held, _ = hold(ready, "00000")
-    assert "ONLY_OF_THE_LOGIN_SHELL" not in held.environ()
-    held.resume()
-    assert end(process) == 0, (ready / "run.out").read_text()
+    process_of_job, _ = suspend(ready, "00000")
+    assert "SET_IN_LOGIN_SHELL" not in process_of_job.environ()
+    process_of_job.resume()
+    assert exit_code(process) == 0, (ready / "run.out").read_text()
     assert same(ready, finished)
 
 
 # --- several nodes ---------------------------------------------------------------------------------------
 
 
-def test_two_nodes_train_as_one_process(finished, ready):
-    """Finetuning by two processes, each on a node of one Slurm job, has the losses of one process."""
+def test_two_nodes_train_like_one_process(finished, ready):
+    """Finetuning with two processes, on two nodes of one Slurm job, has the losses of a single process."""
     shutil.copytree(finished / "results", ready / "results")
     model = f"{RUN}/models/target/random/0.2/0"
     shutil.rmtree(ready / model)
-    small = yaml.safe_load((REPO / "tests/config/small.yaml").read_text())
-    small["target_model"]["training"]["nodes"] = 2
-    (ready / "two.yaml").write_text(yaml.safe_dump(small))
+    config = yaml.safe_load((REPO / "tests/config/small.yaml").read_text())
+    config["target_model"]["training"]["nodes"] = 2
+    (ready / "two.yaml").write_text(yaml.safe_dump(config))
     small_profile(ready / "slurm", rule="finetune_model", nodes=2, tasks=2, tasks_per_gpu=0, gpu=2, mpi="srun")
     code, output = ready.run(model, profile="slurm", config=ready / "two.yaml")
     assert code == 0, output
-    losses = [
-        [json.loads(line).get("loss", 0) for line in (place / model / "training_log.jsonl").read_text().splitlines()]
-        for place in (ready, finished)
-    ]
+    logs = [(workplace / model / "training_log.jsonl").read_text() for workplace in (ready, finished)]
+    losses = [[json.loads(line).get("loss", 0) for line in log.splitlines()] for log in logs]
     assert losses[0][:4] == pytest.approx(losses[1][:4], rel=1e-4)
-    assert losses[0] == pytest.approx(losses[1], rel=2e-2)  # the last batch is not full, and is filled up for two
+    assert losses[0] == pytest.approx(losses[1], rel=2e-2)  # the last batch is incomplete, and padded for two processes
     jobs = slurm("sacct", "-n", "-P", "--format=JobID,NNodes,NodeList,WorkDir").splitlines()
     assert any("|2|n[1-2]|" in job and str(ready.folder) in job for job in jobs)

@@ -1,4 +1,4 @@
-"""The config is checked before anything starts, and the message names key and mend."""
+"""The config is checked before any job starts, and the message names each wrong key and its fix."""
 
 import copy
 import json
@@ -19,16 +19,17 @@ def _in_repository(monkeypatch):
 
 
 def changed(key, value):
+    """The default config with a changed value, by its dotted key."""
     config = copy.deepcopy(DEFAULT)
     *path, last = key.split(".")
-    part = config
+    section = config
     for name in path:
-        part = part[name]
-    part[last] = value
+        section = section[name]
+    section[last] = value
     return config
 
 
-def test_the_default_is_good_and_defaults_are_filled_in():
+def test_the_default_config_is_valid_and_defaults_are_filled_in():
     config = check_config(DEFAULT)
     assert config.target_model.training.weight_decay == 0
     assert check_config(config.model_dump()) == config
@@ -73,12 +74,12 @@ def test_the_default_is_good_and_defaults_are_filled_in():
         ("evaluation.include_path", "nowhere", r"evaluation\.include_path: the folder nowhere does not exist"),
     ],
 )
-def test_an_error_names_the_key_and_the_mend(key, value, message):
+def test_an_error_names_the_key_and_the_fix(key, value, message):
     with pytest.raises(ConfigError, match=message):
         check_config(changed(key, value))
 
 
-def test_a_missing_section_and_several_errors_at_once():
+def test_one_message_lists_all_errors():
     config = changed("clustering.k", 0)
     del config["dataset"]
     with pytest.raises(ConfigError) as error:
@@ -87,7 +88,7 @@ def test_a_missing_section_and_several_errors_at_once():
     assert "clustering.k: " in str(error.value)
 
 
-def test_sizes_of_a_dataset_of_ones_own(tmp_path):
+def test_sizes_are_checked_against_the_users_dataset(tmp_path):
     path = write_dataset(tmp_path, [make_record(i) for i in range(10)])
     config = changed("dataset.annotations", str(path))
     config["dataset"]["images"] = str(tmp_path)
@@ -97,23 +98,23 @@ def test_sizes_of_a_dataset_of_ones_own(tmp_path):
     assert check_config(config)
 
 
-def test_layers_of_a_model_of_ones_own(tmp_path):
+def test_layers_are_checked_against_the_users_model(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"text_config": {"num_hidden_layers": 2}}))
     with pytest.raises(ConfigError, match="layer 2 does not exist: the model has 2"):
         check_config(changed("reference_model.name", str(tmp_path)) | {"run": "x"})
 
 
 def test_layers_by_fraction_of_depth():
-    assert resolve_layers([1 / 6, 0.5, 5 / 6], 24) == [3, 11, 19]  # as published, counted by depth
+    assert resolve_layers([1 / 6, 0.5, 5 / 6], 24) == [3, 11, 19]  # as published
     assert resolve_layers([3, 7, 11, 15, 19], 24) == [3, 7, 11, 15, 19]
     assert resolve_layers([0.01], 4) == [0]
 
 
-def test_the_schema_is_the_committed_one():
+def test_the_committed_schema_is_current():
     assert (REPO / "config/schema.json").read_text() == schema(), "run `make schema`"
 
 
-def test_every_rule_that_the_slurm_profile_names_is_there():
+def test_every_rule_that_the_slurm_profile_names_exists():
     profile = yaml.safe_load((REPO / "profiles/slurm/config.yaml").read_text())
     rules = "".join(path.read_text() for path in (REPO / "rules").glob("*.smk"))
     for name in {*profile["set-threads"], *profile["set-resources"]}:

@@ -1,4 +1,4 @@
-"""What a run is said to cost: what the numbers follow from, and that nothing but the estimate runs."""
+"""The estimated cost of a run: the arithmetic, unknown quantities, and that no stage of the run is computed."""
 
 import math
 
@@ -15,7 +15,7 @@ TRAINING = Training(epochs=2, learning_rate=1e-3)
 
 
 def manifest(n):
-    """Samples of which two and two share an image."""
+    """A manifest of n samples; samples 0 and 1 share an image, 2 and 3, and so on."""
     names = [f"{i // 2}.png" for i in range(n)]
     return pd.DataFrame(
         {
@@ -29,41 +29,47 @@ def manifest(n):
 
 
 def costs(n, rows=range(4), **changes):
+    """dict of stage -> estimated cost, for a dataset of n samples."""
     options = {
         "dimension": 10, "shards": 2, "fractions": [0.2, 1.0], "seeds": 3, "training": TRAINING,
         "target_parameters": 5000, "questions": 50, **changes,
     }  # fmt: skip
-    return {s["stage"]: s for s in estimate(manifest(n), MEASURED, np.array(rows), **options)}
+    return {cost["stage"]: cost for cost in estimate(manifest(n), MEASURED, np.array(rows), **options)}
 
 
-def test_by_hand():
-    """8 samples, 4 of them measured in 2 s: 4 s in all. 300 tokens of 1,000 parameters in 2 s: 300,000 operations/s."""
-    found = costs(8)
-    assert found["extraction"]["device_hours"] * 3600 == pytest.approx(4)
-    assert found["extraction"]["gigabytes"] == pytest.approx(8 * 10 * 2 / 1e9)
+def test_costs_equal_those_worked_out_by_hand():
+    """8 samples, of which 4 took 2 s: 4 s. 300 tokens through 1,000 parameters in 2 s: 300,000 operations/s."""
+    stages = costs(8)
+    assert stages["extraction"]["device_hours"] * 3600 == pytest.approx(4)
+    assert stages["extraction"]["gigabytes"] == pytest.approx(8 * 10 * 2 / 1e9)
     tokens = (0.2 + 1.0) * 3 * 2 * 8 * 100  # of all trainings
-    assert found["finetuning"]["device_hours"] * 3600 == pytest.approx(6 * 5000 * tokens / 300_000)
-    assert found["finetuning"]["jobs"] == 6
-    assert found["evaluation"]["device_hours"] * 3600 == pytest.approx(2 * 5000 * 6 * 50 * 132 / 300_000)
-    assert costs(800)["extraction"]["device_hours"] == pytest.approx(100 * found["extraction"]["device_hours"])
-    scoring = costs(8, difficulty=True)["difficulty"]["device_hours"]
-    assert scoring * 3600 == pytest.approx(6 * 5000 * (2 * 8 * 100) / 300_000)  # one training on everything
-    adapters = costs(8, training=TRAINING.model_copy(update={"lora": Lora(), "gradient_checkpointing": True}))[
-        "finetuning"
-    ]["device_hours"]
-    assert adapters == pytest.approx(found["finetuning"]["device_hours"])  # 4 + 2 passes
+    assert stages["finetuning"]["device_hours"] * 3600 == pytest.approx(6 * 5000 * tokens / 300_000)
+    assert stages["finetuning"]["jobs"] == 6
+    assert stages["evaluation"]["device_hours"] * 3600 == pytest.approx(2 * 5000 * 6 * 50 * 132 / 300_000)
+    assert costs(800)["extraction"]["device_hours"] == pytest.approx(100 * stages["extraction"]["device_hours"])
 
 
-def test_what_is_not_known_is_said():
-    found = costs(8, target_parameters=math.nan, questions=math.nan)
-    text = as_text(list(found.values()), MEASURED, "cpu", 8)
+def test_difficulty_costs_one_training_on_all_samples():
+    seconds = costs(8, difficulty=True)["difficulty"]["device_hours"] * 3600
+    assert seconds == pytest.approx(6 * 5000 * (2 * 8 * 100) / 300_000)
+
+
+def test_lora_with_gradient_checkpointing_costs_as_much_as_neither():
+    training = TRAINING.model_copy(update={"lora": Lora(), "gradient_checkpointing": True})
+    adapters = costs(8, training=training)["finetuning"]["device_hours"]
+    assert adapters == pytest.approx(costs(8)["finetuning"]["device_hours"])  # 4 + 2 operations
+
+
+def test_unknown_quantities_are_shown_as_not_known():
+    stages = costs(8, target_parameters=math.nan, questions=math.nan)
+    text = as_text(list(stages.values()), MEASURED, "cpu", 8)
     assert "| extraction | 2 | 4.0 s | 2.0 s | 0.0 |" in text
     assert "| finetuning | 6 | not known | not known | not known |" in text
-    assert math.isnan(count_questions(["a_task_that_is_not_there"], None))
+    assert math.isnan(count_questions(["no_such_task"], None))
     assert math.isnan(count_parameters("/no/such/model"))
 
 
-def test_images_count_once_and_samples_come_with_all_of_their_image():
+def test_samples_of_an_image_are_drawn_together_and_its_tokens_count_once():
     table = manifest(400)
     assert estimated_tokens(table)[:4].tolist() == [600, 24, 600, 24]
     rows = sample_rows(table, 50)
@@ -72,7 +78,7 @@ def test_images_count_once_and_samples_come_with_all_of_their_image():
 
 
 @pytest.mark.workflow
-def test_the_target_estimate_runs_no_stage_of_the_run(finished):
+def test_the_target_estimate_computes_no_stage_of_the_run(finished):
     code, output = finished.run("estimate")
     assert code == 0, output
     assert "| extraction | 2 |" in output

@@ -1,4 +1,4 @@
-"""The recipes under config/: complete, with tasks that lmms-eval knows, and a DAG that builds."""
+"""The recipes under config/ are complete, their tasks exist in lmms-eval, and their DAGs can be built."""
 
 import json
 import re
@@ -16,6 +16,7 @@ PAPERS = RECIPES[:2]
 
 
 def recipe(name):
+    """A recipe over the default config."""
     values = yaml.safe_load((REPO / "config.yaml").read_text())
     update_config(values, yaml.safe_load((REPO / f"config/{name}.yaml").read_text()))
     return values
@@ -34,7 +35,7 @@ def test_a_recipe_is_complete(name):
 
 
 @pytest.mark.parametrize("name", PAPERS)
-def test_the_papers_settings(name):
+def test_recipes_have_the_settings_of_the_paper(name):
     config = check_runs(recipe(name), files=False)[name]
     k, fraction = {"llava665k": (10_000, 0.2), "vision_flan": (2500, 0.167)}[name]
     assert (config.clustering.k, config.clustering.iterations, config.selection.fractions) == (k, 50, [fraction])
@@ -45,27 +46,27 @@ def test_the_papers_settings(name):
     assert (training.schedule, training.warmup) == ("cosine", 0.03)
 
 
-def test_lmms_eval_knows_every_task():
+def test_every_task_exists_in_lmms_eval():
     from lmms_eval.tasks import TaskManager
 
-    known = set(TaskManager().all_tasks)
+    available = set(TaskManager().all_tasks)
     for name in PAPERS:
         tasks = {task for group in recipe(name)["evaluation"]["groups"] for task in group["tasks"]}
         assert len(tasks) == 14
-        assert tasks <= known
+        assert tasks <= available
 
 
 @pytest.mark.workflow
 @pytest.mark.parametrize("name", PAPERS)
-def test_the_dag_builds(workplace, tmp_path, name):
+def test_the_dag_can_be_built(workplace, tmp_path, name):
     records = [make_record(i) for i in range(80)]
     images = tmp_path / "images/folder"
     images.mkdir(parents=True)
     for i in range(80):
         Image.new("RGB", (8, 8)).save(images / f"{i}.png")
-    (tmp_path / "own.json").write_text(json.dumps(records))
+    (tmp_path / "data.json").write_text(json.dumps(records))
     values = yaml.safe_load((REPO / f"config/{name}.yaml").read_text())
-    values["dataset"] |= {"annotations": str(tmp_path / "own.json"), "images": str(tmp_path / "images")}
+    values["dataset"] |= {"annotations": str(tmp_path / "data.json"), "images": str(tmp_path / "images")}
     values["clustering"] = {"k": 5}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
     code, output = workplace.run("-n", config=tmp_path / "recipe.yaml")

@@ -1,4 +1,4 @@
-"""Several runs in one config: what they share, what each has for itself."""
+"""Several runs in one config: which results they share, and which each computes itself."""
 
 import json
 import shutil
@@ -17,25 +17,26 @@ from coincide.workflow.stages import CORESET, STAGES, Runs, coreset_stage
 
 
 def values(**extra):
-    """The small config, with `runs`."""
+    """The values of the small config, with further keys."""
     common = yaml.safe_load((REPO / "config.yaml").read_text())
     small = yaml.safe_load((REPO / "tests/config/small.yaml").read_text())
     update_config(common, {**small, **extra})
     return common
 
 
-def runs_of(*own):
-    return Runs(check_runs(values(runs=list(own)), files=False))
+def make_runs(*settings):
+    """The runs of the small config with these entries of `runs`."""
+    return Runs(check_runs(values(runs=list(settings)), files=False))
 
 
-def test_without_a_list_there_is_the_one_run():
+def test_a_config_without_runs_is_a_single_run():
     configs = check_runs(values(), files=False)
     assert list(configs) == ["small"]
     assert Runs(configs).shared("small") == {}
 
 
-def test_a_run_is_the_rest_of_the_config_with_its_own_settings_over_it():
-    runs = runs_of({"run": "a"}, {"run": "b", "selection": {"fractions": [0.1]}})
+def test_the_settings_of_a_run_overlay_the_rest_of_the_config():
+    runs = make_runs({"run": "a"}, {"run": "b", "selection": {"fractions": [0.1]}})
     assert runs.setting("a", "selection.fractions") == [0.2]
     assert runs.setting("b", "selection.fractions") == [0.1]
     assert runs.setting("b", "selection.methods") == ["coincide", "random"]
@@ -43,7 +44,7 @@ def test_a_run_is_the_rest_of_the_config_with_its_own_settings_over_it():
 
 
 @pytest.mark.parametrize(
-    ("own", "first_of_its_own"),
+    ("settings", "first_changed_stage"),
     [
         ({"dataset": {"shards": 3}}, "manifest"),
         ({"reference_model": {"layers": [1]}}, "activations"),
@@ -52,35 +53,35 @@ def test_a_run_is_the_rest_of_the_config_with_its_own_settings_over_it():
         ({"selection": {"temperature": 0.2}}, "shares"),
     ],
 )
-def test_a_run_has_of_its_own_what_a_setting_changes_and_all_that_follows(own, first_of_its_own):
-    runs = runs_of({"run": "a"}, {"run": "b", **own})
+def test_a_run_computes_the_stage_that_a_setting_changes_and_all_later_ones(settings, first_changed_stage):
+    runs = make_runs({"run": "a"}, {"run": "b", **settings})
 
-    def follows(stage):
+    def is_changed(stage):
         if stage == CORESET:
             stage = coreset_stage("coincide")
-        return stage == first_of_its_own or any(map(follows, STAGES[stage]))
+        return stage == first_changed_stage or any(map(is_changed, STAGES[stage]))
 
     for stage in STAGES:
         if stage in ("method_coreset", "full_coreset", "clip_scores", "difficulty"):
             continue
         folder = runs.folder("b", stage, method="coincide", group="mini_mix")
-        assert folder == ("results/b" if follows(stage) else "results/a"), stage
+        assert folder == ("results/b" if is_changed(stage) else "results/a"), stage
         assert runs.folder("a", stage, method="coincide", group="mini_mix") == "results/a"
 
 
-def test_what_a_setting_does_not_touch_is_shared_method_by_method():
-    runs = runs_of({"run": "a"}, {"run": "b", "selection": {"temperature": 0.2}})
+def test_stages_that_a_setting_does_not_change_are_shared_per_method():
+    runs = make_runs({"run": "a"}, {"run": "b", "selection": {"temperature": 0.2}})
     shared = runs.shared("b")["results/a"]
     assert {"clusters", "method_coreset (random)", "finetune_model (random)", "evaluate_model (full)"} <= set(shared)
     assert not [stage for stage in shared if "coincide" in stage]
     # batch sizes and devices change no result
-    again = runs_of({"run": "a"}, {"run": "b", "reference_model": {"batch_tokens": 300}})
-    assert "activations" in again.shared("b")["results/a"]
+    operational = make_runs({"run": "a"}, {"run": "b", "reference_model": {"batch_tokens": 300}})
+    assert "activations" in operational.shared("b")["results/a"]
 
 
-def test_every_wrong_key_of_every_run_is_named_at_once():
+def test_one_message_lists_the_wrong_keys_of_all_runs():
     with pytest.raises(ConfigError) as error:
-        runs_of(
+        make_runs(
             {"run": "a", "clustering": {"kk": 1}}, {"run": "b"}, {"run": "b"}, {"run": "c", "mini": {}}, {"run": "no/"}
         )
     text = str(error.value)
@@ -91,8 +92,8 @@ def test_every_wrong_key_of_every_run_is_named_at_once():
 
 
 @pytest.mark.workflow
-def test_runs_share_what_they_can_and_one_that_fails_stops_no_other(finished, tmp_path):
-    place = Workplace(tmp_path)
+def test_runs_share_results_and_a_failed_run_does_not_stop_the_others(finished, tmp_path):
+    workplace = Workplace(tmp_path)
     shutil.copytree(finished / "resources", tmp_path / "resources")
     broken = tmp_path / "broken"
     broken.mkdir()
@@ -109,7 +110,7 @@ def test_runs_share_what_they_can_and_one_that_fails_stops_no_other(finished, tm
     }
     small["target_model"] = {"full": False, "training": {"epochs": 1, "batch_size": 8}}
     config.write_text(yaml.safe_dump(small))
-    code, output = place.run("--retries", "0", config=config)
+    code, output = workplace.run("--retries", "0", config=config)
     assert code != 0
     outcomes = [line for line in output.splitlines() if line.startswith("results/")]
     assert outcomes[-3].startswith("results/broken: FAILED")
@@ -119,13 +120,12 @@ def test_runs_share_what_they_can_and_one_that_fails_stops_no_other(finished, tm
     for run in ("plain", "sharp"):
         assert (results / run / "report.html").exists()
         assert len(pd.read_csv(results / run / "summary.csv")) == 12
-    # the manifest is the first run's, the rest that two share the second's; none is there twice
-    for name, maker in (("samples/manifest.parquet", "broken"), ("shards", "broken"), ("clusters.parquet", "plain")):
-        assert [run for run in ("broken", "plain", "sharp") if (results / run / name).exists()] == [maker]
+    # the first run computes the manifest, the second the other shared results; none is computed twice
+    for name, owner in (("samples/manifest.parquet", "broken"), ("shards", "broken"), ("clusters.parquet", "plain")):
+        assert [run for run in ("broken", "plain", "sharp") if (results / run / name).exists()] == [owner]
     assert output.count("rule activations:") - output.count("Error in rule activations:") == 4
     coreset = "coresets/coincide/0.2/coreset.parquet"
-    same = (results / "plain" / coreset).read_bytes() == (finished / "results/small" / coreset).read_bytes()
-    assert same
+    assert (results / "plain" / coreset).read_bytes() == (finished / "results/small" / coreset).read_bytes()
     assert (results / "sharp" / coreset).read_bytes() != (results / "plain" / coreset).read_bytes()
     page = (results / "sharp" / "report.html").read_text()
     assert "Computed in results/plain, not counted here: activations, merge, clusters" in page
@@ -136,40 +136,47 @@ def test_runs_share_what_they_can_and_one_that_fails_stops_no_other(finished, tm
         capture_output=True,
         check=True,
     ).stdout
-    assert "made and kept in results/broken: manifest, shards" in text
+    assert "computed in results/broken: manifest, shards" in text
     assert "FAILED activations (00001)" in text
-    # each knows the jobs it waits for, and no others'
+    # the plan of a run has the jobs that it depends on, and no others
     jobs = {run: json.loads((results / run / "plan.json").read_text())["jobs"] for run in ("plain", "sharp")}
     assert not [j for j in jobs["plain"] if "results/sharp" in j["log"]]
     assert [j for j in jobs["sharp"] if "results/plain/logs/clusters" in j["log"]]
 
 
-def test_replicates_are_done_once_a_seed():
-    alone = check_runs(values(replicates=[3, 7]), files=False)
-    assert list(alone) == ["small-3", "small-7"]
-    seeds = [(c.clustering.seed, c.selection.seed, c.target_model.seeds) for c in alone.values()]
+def test_each_seed_of_replicates_is_a_run():
+    configs = check_runs(values(replicates=[3, 7]), files=False)
+    assert list(configs) == ["small-3", "small-7"]
+    seeds = [(c.clustering.seed, c.selection.seed, c.target_model.seeds) for c in configs.values()]
     assert seeds == [(3, 3, [3]), (7, 7, [7])]
-    assert [(c.variant, c.replicate) for c in alone.values()] == [("", 0), ("", 1)]
+    assert [(c.variant, c.replicate) for c in configs.values()] == [("", 0), ("", 1)]
 
+
+def test_each_run_is_repeated_for_each_seed_of_replicates():
     listed = [{"run": "a"}, {"run": "flat", "selection": {"temperature": 0.5}}]
-    found = check_runs(values(replicates=[3, 7], runs=listed), files=False)
-    assert list(found) == ["a-3", "a-7", "flat-3", "flat-7"]
-    assert [(c.variant, c.replicate) for c in found.values()] == [("", 0), ("", 1), ("flat", 0), ("flat", 1)]
-    runs = Runs(found)
+    configs = check_runs(values(replicates=[3, 7], runs=listed), files=False)
+    assert list(configs) == ["a-3", "a-7", "flat-3", "flat-7"]
+    assert [(c.variant, c.replicate) for c in configs.values()] == [("", 0), ("", 1), ("flat", 0), ("flat", 1)]
+    runs = Runs(configs)
     assert runs.folder("flat-7", "clusters") == "results/a-7"
     assert runs.folder("flat-7", "merge") == "results/a-3"
     assert runs.folder("flat-7", "finetune_model", method="full") == "results/a-3"  # seeds are in its paths
+
+
+def test_duplicate_replicates_are_an_error():
     with pytest.raises(ConfigError, match="replicates: duplicate value; remove one"):
         check_runs(values(replicates=[1, 1]), files=False)
     with pytest.raises(ConfigError, match="duplicate run a-3"):
         check_runs(values(replicates=[3], runs=[{"run": "a"}, {"run": "a"}]), files=False)
 
 
-def test_runs_share_what_a_method_needs_more():
+def test_runs_share_the_scores_that_a_method_needs():
     methods = {"methods": ["coincide", "self_filter"]}
     a, b = {"run": "a", "selection": methods}, {"run": "b", "selection": {**methods, "temperature": 0.5}}
-    assert {"difficulty", "clip_scores", "method_coreset (self_filter)"} <= set(runs_of(a, b).shared("b")["results/a"])
+    assert {"difficulty", "clip_scores", "method_coreset (self_filter)"} <= set(
+        make_runs(a, b).shared("b")["results/a"]
+    )
     b["target_model"] = {"training": {"learning_rate": 2e-3}}
-    shared = runs_of(a, b).shared("b")["results/a"]
+    shared = make_runs(a, b).shared("b")["results/a"]
     assert "clip_scores" in shared
     assert not {"difficulty", "method_coreset (self_filter)"} & set(shared)

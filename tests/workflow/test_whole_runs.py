@@ -1,4 +1,4 @@
-"""Whole runs of the workflow: what it writes, what it runs again, and what it survives."""
+"""Whole runs of the workflow: the artefacts, what a change reruns, and recovery from kills and damaged files."""
 
 import json
 import os
@@ -24,27 +24,27 @@ pytestmark = pytest.mark.workflow
 RUN = Path("results/small")
 
 
-def table(place, name):
-    return pd.read_parquet(place / RUN / name)
+def table(workplace, name):
+    return pd.read_parquet(workplace / RUN / name)
 
 
-def planned(output):
-    """Jobs of a dry run: rule -> count."""
+def job_counts(output):
+    """Jobs of a dry run: dict of rule -> count."""
     stats = output.split("Job stats:")[-1].split("total")[0]
-    return {m[1]: int(m[2]) for m in re.finditer(r"^(\w+) +(\d+)$", stats, re.M)}
+    return {match[1]: int(match[2]) for match in re.finditer(r"^(\w+) +(\d+)$", stats, re.M)}
 
 
-def overlay(place, name, **values):
-    """A config file to lay over the small one."""
-    path = place / f"{name}.yaml"
+def write_config(folder, name, **values):
+    """Write a config file that overlays the default config, and return its path."""
+    path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(values))
     return path
 
 
-# --- a run that nobody disturbs -----------------------------------------------------------------------
+# --- an uninterrupted run -----------------------------------------------------------------------
 
 
-def test_every_sample_is_somewhere(finished):
+def test_every_sample_is_in_the_manifest_or_rejected(finished):
     manifest, rejected = table(finished, "manifest.parquet"), table(finished, "rejected.parquet")
     assert len(manifest) + len(rejected) == 660
     assert list(manifest) == ["sample_id", "source", "image", "n_images", "n_turns", "text_length", "shard", "position"]
@@ -56,7 +56,7 @@ def test_every_sample_is_somewhere(finished):
     assert clusters["sample_id"].tolist() == manifest["sample_id"].tolist()
 
 
-def test_the_coreset_is_what_the_public_functions_select(finished):
+def test_the_coreset_is_the_one_that_the_public_functions_select(finished):
     stored = Activations(finished / RUN / "activations.parquet")
     x = np.concatenate(list(stored))
     clustering = coincide.spherical_kmeans(x, 12, iterations=50, seed=0)
@@ -73,11 +73,11 @@ def test_the_coreset_is_what_the_public_functions_select(finished):
 
 
 def test_selection_does_not_wait_for_training(finished):
-    done = {name: (finished / RUN / name).stat().st_mtime for name in ("clusters.parquet", "models/target/full/1/0")}
-    assert done["clusters.parquet"] < done["models/target/full/1/0"]
+    clusters, model = finished / RUN / "clusters.parquet", finished / RUN / "models/target/full/1/0"
+    assert clusters.stat().st_mtime < model.stat().st_mtime
 
 
-def test_coresets_come_in_the_format_of_the_input(finished):
+def test_coresets_are_written_in_the_format_of_the_input(finished):
     source = {r["id"]: r for r in json.loads((finished / "resources/mini-mix/train.json").read_text())}
     for method, fraction in (("coincide", "0.2"), ("random", "0.2"), ("full", "1")):
         records = json.loads((finished / RUN / f"coresets/{method}/{fraction}/coreset.json").read_text())
@@ -101,7 +101,7 @@ def test_models_evaluations_and_summary(finished):
     assert not list((finished / RUN / "checkpoints").rglob("checkpoint-*"))
 
 
-def test_the_report_and_the_closing_table(finished):
+def test_the_report_and_the_final_table(finished):
     page = (finished / RUN / "report.html").read_text()
     assert page.count("data:image/svg+xml") == 4
     assert "<td>activations</td><td>2</td>" in page
@@ -111,15 +111,15 @@ def test_the_report_and_the_closing_table(finished):
     assert (finished / "bundle.zip").stat().st_size > 100_000
 
 
-def test_logs_show_progress_and_leave_nothing_half_done(finished):
+def test_logs_show_progress_and_no_temporary_file_remains(finished):
     logs = [(finished / RUN / f"logs/activations/{shard:05d}.log").read_text() for shard in range(2)]
-    done = [re.search(r"activations: (\d+) of (\d+) samples, [\d,.]+/s, 00:00 left", log) for log in logs]
-    assert sum(int(line[1]) for line in done) == sum(int(line[2]) for line in done) == 660
+    lines = [re.search(r"activations: (\d+) of (\d+) samples, [\d,.]+/s, 00:00 left", log) for log in logs]
+    assert sum(int(line[1]) for line in lines) == sum(int(line[2]) for line in lines) == 660
     assert "finetune: " in (finished / RUN / "logs/finetune_model/target-full-1-0.log").read_text()
     assert not [p for p in (finished / "results").rglob("*") if ".part" in p.name]
 
 
-# --- what runs again ------------------------------------------------------------------------------------
+# --- what a changed setting reruns ------------------------------------------------------------------------------------
 
 
 def test_a_second_run_has_nothing_to_do(finished):
@@ -128,137 +128,150 @@ def test_a_second_run_has_nothing_to_do(finished):
     assert "Nothing to be done" in output
 
 
-def changed(finished, **values):
+def jobs_after_change(finished, **values):
+    """Jobs that run if settings change after a finished run: dict of rule -> count."""
     small = yaml.safe_load((REPO / "tests/config/small.yaml").read_text())
     for key, value in values.items():
         small[key] = {**small.get(key, {}), **value} if isinstance(value, dict) else value
-    code, output = finished.run("-n", config=overlay(finished, "changed", **small))
+    code, output = finished.run("-n", config=write_config(finished, "changed", **small))
     assert code == 0, output
-    return planned(output)
+    return job_counts(output)
 
 
-def test_a_new_fraction_selects_and_trains_for_that_fraction_alone(finished):
-    plan = changed(finished, selection={"fractions": [0.2, 0.1]})
-    assert plan == {"all": 1, "budget": 1, "picks": 1, "coincide_coreset": 1, "method_coreset": 1, "coreset_json": 2,
+def test_a_new_fraction_selects_and_trains_only_for_that_fraction(finished):
+    jobs = jobs_after_change(finished, selection={"fractions": [0.2, 0.1]})
+    assert jobs == {"all": 1, "budget": 1, "picks": 1, "coincide_coreset": 1, "method_coreset": 1, "coreset_json": 2,
                     "finetune_model": 2, "evaluate_model": 2, "cluster_stats": 1,
                     "summary": 1, "figures": 1, "write_report": 1}  # fmt: skip
 
 
-def test_a_new_temperature_does_not_cluster_again(finished):
-    plan = changed(finished, selection={"fractions": [0.2], "temperature": 0.2})
-    assert plan["shares"] == plan["budget"] == plan["picks"] == plan["finetune_model"] == 1
-    assert not {"activations", "merge", "clusters", "density", "transferability", "method_coreset"} & set(plan)
+def test_a_new_temperature_does_not_rerun_clustering(finished):
+    jobs = jobs_after_change(finished, selection={"fractions": [0.2], "temperature": 0.2})
+    assert jobs["shares"] == jobs["budget"] == jobs["picks"] == jobs["finetune_model"] == 1
+    assert not {"activations", "merge", "clusters", "density", "transferability", "method_coreset"} & set(jobs)
 
 
-def test_a_new_k_does_not_extract_again(finished):
-    plan = changed(finished, clustering={"k": 10})
-    assert plan["clusters"] == plan["density"] == 1
-    assert not {"activations", "shards", "merge", "tiny_model"} & set(plan)
+def test_a_new_k_does_not_rerun_extraction(finished):
+    jobs = jobs_after_change(finished, clustering={"k": 10})
+    assert jobs["clusters"] == jobs["density"] == 1
+    assert not {"activations", "shards", "merge", "tiny_model"} & set(jobs)
 
 
-def test_new_layers_extract_again_and_do_not_build_again(finished):
-    plan = changed(finished, reference_model={"layers": [1]})
-    assert plan["activations"] == 2
-    assert not {"mini_mix", "tiny_model", "manifest", "shards"} & set(plan)
+def test_new_layers_rerun_extraction_and_not_the_dataset(finished):
+    jobs = jobs_after_change(finished, reference_model={"layers": [1]})
+    assert jobs["activations"] == 2
+    assert not {"mini_mix", "tiny_model", "manifest", "shards"} & set(jobs)
 
 
-def test_batch_sizes_and_devices_run_nothing_again(finished):
+def test_batch_sizes_and_devices_rerun_nothing(finished):
     assert (
-        changed(finished, reference_model={"layers": [0, 1], "batch_tokens": 700}, evaluation={"batch_size": 1}) == {}
+        jobs_after_change(
+            finished, reference_model={"layers": [0, 1], "batch_tokens": 700}, evaluation={"batch_size": 1}
+        )
+        == {}
     )
 
 
-# --- runs that are killed ---------------------------------------------------------------------------------
+# --- killed runs ---------------------------------------------------------------------------------
 
 
-def kill_when(place, condition, name, *, group):
-    """Start a run, kill it with SIGKILL as soon as the condition holds, and wait for its jobs to be gone."""
-    process = place.start(log=f"{name}.out")
+def kill_when(workplace, condition, name, *, group):
+    """Start a run, kill it with SIGKILL as soon as the condition holds, and wait until its jobs have ended.
+
+    Args:
+        workplace: folder of the run.
+        condition: function without arguments.
+        name: of this start, for its log.
+        group: kill Snakemake and its jobs; otherwise only Snakemake, so that its jobs have to notice.
+    """
+    process = workplace.start(log=f"{name}.out")
     deadline = time.monotonic() + 300
     while not condition():
-        assert process.poll() is None, (place / f"{name}.out").read_text()
-        assert time.monotonic() < deadline, f"{name}: the moment to kill did not come"
+        assert process.poll() is None, (workplace / f"{name}.out").read_text()
+        assert time.monotonic() < deadline, f"{name}: the condition was not met in time"
         time.sleep(0.02)
     jobs = psutil.Process(process.pid).children(recursive=True)
     if group:
         os.killpg(process.pid, signal.SIGKILL)
     else:
-        process.kill()  # Snakemake alone: its jobs must notice by themselves
+        process.kill()
     process.wait()
     psutil.wait_procs(jobs, timeout=20)
     assert not [p for p in jobs if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
-def test_killed_at_four_places_it_finishes_with_the_same_result(finished, tmp_path):
-    place = Workplace(tmp_path)
+def test_a_run_killed_in_four_stages_resumes_with_the_same_result(finished, tmp_path):
+    workplace = Workplace(tmp_path)
     run = tmp_path / RUN
 
-    def progress(log, word):
-        return lambda: (run / log).exists() and word in (run / log).read_text()
+    def log_contains(log, text):
+        return lambda: (run / log).exists() and text in (run / log).read_text()
 
-    kill_when(place, (tmp_path / "resources").exists, "mix", group=True)
-    kill_when(place, progress("logs/activations/00000.log", "Loading weights"), "extract", group=False)
+    kill_when(workplace, (tmp_path / "resources").exists, "mix", group=True)
+    kill_when(workplace, log_contains("logs/activations/00000.log", "Loading weights"), "extract", group=False)
     kept = [tmp_path / "resources/mini-mix/train.json", run / "samples/manifest.parquet"]
     kept_times = {path: path.stat().st_mtime_ns for path in kept}
     checkpoints = run / "checkpoints/target-coincide-0.2-0"
-    kill_when(place, lambda: list(checkpoints.rglob("checkpoint-*/trainer_state.json")), "finetune", group=True)
+    kill_when(workplace, lambda: list(checkpoints.rglob("checkpoint-*/trainer_state.json")), "finetune", group=True)
     selected = [
         run / "clusters.parquet",
         run / "density/group-000.parquet",
         run / "coresets/coincide/0.2/coreset.parquet",
     ]
     kept_times |= {path: path.stat().st_mtime_ns for path in selected}
-    kill_when(place, progress("logs/evaluate_model/target-full-1-0-mini_mix.log", "running"), "evaluate", group=False)
+    kill_when(
+        workplace, log_contains("logs/evaluate_model/target-full-1-0-mini_mix.log", "running"), "evaluate", group=False
+    )
     model = run / "models/target/full/1/0/model.safetensors"
     kept_times[model] = model.stat().st_mtime_ns
-    assert "going on from" in (run / "logs/finetune_model/target-coincide-0.2-0.log").read_text()
+    assert "resuming from" in (run / "logs/finetune_model/target-coincide-0.2-0.log").read_text()
 
-    code, output = place.run()
+    code, output = workplace.run()
     assert code == 0, output
-    assert {path: path.stat().st_mtime_ns for path in kept_times} == kept_times  # nothing complete ran again
+    assert {path: path.stat().st_mtime_ns for path in kept_times} == kept_times  # no complete result was computed again
     for name in ("coresets/coincide/0.2/coreset.parquet", "coresets/random/0.2/coreset.json", "clusters.parquet"):
         assert (run / name).read_bytes() == (finished / RUN / name).read_bytes()
-    ours, theirs = pd.read_csv(run / "summary.csv"), pd.read_csv(finished / RUN / "summary.csv")
-    assert ours[["method", "task"]].equals(theirs[["method", "task"]])
+    summary, expected = pd.read_csv(run / "summary.csv"), pd.read_csv(finished / RUN / "summary.csv")
+    assert summary[["method", "task"]].equals(expected[["method", "task"]])
     assert not [p for p in run.rglob("*") if ".part" in p.name]
 
 
 def test_a_second_snakemake_is_refused_while_the_first_runs(finished, tmp_path):
-    place = Workplace(tmp_path)
+    workplace = Workplace(tmp_path)
     shutil.copytree(finished / "resources", tmp_path / "resources")
-    # in three groups of clusters and from disk: the result is that of one job in memory
+    # with three groups of clusters and rows read from disk, the result is that of one job in memory
     small = yaml.safe_load((REPO / "tests/config/small.yaml").read_text())
     small["selection"]["cluster_groups"], small["clustering"]["backend"] = 3, "stream"
-    first = place.start("select", log="first.out", config=overlay(tmp_path, "groups", **small))
+    first = workplace.start("select", log="first.out", config=write_config(tmp_path, "groups", **small))
     while not (tmp_path / RUN / ".lock").exists():
         assert first.poll() is None
         time.sleep(0.02)
-    code, output = place.run("select")
+    code, output = workplace.run("select")
     assert code != 0
-    assert f"results/small is being worked on by process {first.pid}" in output
+    assert f"results/small is in use by process {first.pid}" in output
     assert first.wait() == 0, (tmp_path / "first.out").read_text()
     assert len(list((tmp_path / RUN / "density").iterdir())) == 3
     for name in ("coresets/coincide/0.2/coreset.parquet", "clusters.parquet", "cluster_stats.parquet"):
         assert (tmp_path / RUN / name).read_bytes() == (finished / RUN / name).read_bytes()
 
 
-def test_a_damaged_shard_is_found_before_it_is_used_and_computed_again_alone(finished, tmp_path):
-    place = Workplace(tmp_path)
+def test_a_damaged_shard_is_detected_before_use_and_only_that_shard_recomputed(finished, tmp_path):
+    workplace = Workplace(tmp_path)
     shutil.copytree(finished / "resources", tmp_path / "resources")
-    code, output = place.run("--until", "activations")
+    code, output = workplace.run("--until", "activations")
     assert code == 0, output
     shards = [tmp_path / RUN / f"activations/shard-{i:05d}.parquet" for i in range(2)]
-    whole = shards[0].stat().st_mtime_ns
+    intact_time = shards[0].stat().st_mtime_ns
     content = bytearray(shards[1].read_bytes())
     content[len(content) // 2] ^= 1
     shards[1].write_bytes(content)
-    code, output = place.run("select")
+    code, output = workplace.run("select")
     assert code != 0
     assert "1 of 2 shards cannot be used" in output
     assert "shard-00001.parquet does not match its digest" in output
-    code, output = place.run("select")
+    code, output = workplace.run("select")
     assert code == 0, output
-    assert shards[0].stat().st_mtime_ns == whole
+    assert shards[0].stat().st_mtime_ns == intact_time
     assert output.count("rule activations:") == 1
     coreset = "coresets/coincide/0.2/coreset.parquet"
     assert (tmp_path / RUN / coreset).read_bytes() == (finished / RUN / coreset).read_bytes()
@@ -267,64 +280,65 @@ def test_a_damaged_shard_is_found_before_it_is_used_and_computed_again_alone(fin
 def test_the_status_of_a_finished_run(finished):
     command = [sys.executable, "-m", "coincide.workflow.status"]
     text = subprocess.run(command, cwd=finished.folder, text=True, capture_output=True, check=True).stdout
-    jobs = re.search(r"results/small: no process works on it; (\d+) of (\d+) jobs done", text)
+    jobs = re.search(r"results/small: not running; (\d+) of (\d+) jobs done", text)
     assert jobs
     assert jobs[1] == jobs[2]
     assert "FAILED" not in text
 
 
-# --- data of one's own, good and bad -----------------------------------------------------------------------
+# --- a dataset of the user, valid and invalid ---------------------------------------------------------------
 
 
 @pytest.fixture
-def own_data(finished, tmp_path):
-    """A workplace with the small models, and a dataset of its own in another folder."""
-    (tmp_path / "place").mkdir()
-    place = Workplace(tmp_path / "place")
-    shutil.copytree(finished / "resources", place / "resources")
+def user_data(finished, tmp_path):
+    """(working folder with the small models, folder of a dataset outside of it, its records, the config to use it)."""
+    (tmp_path / "workplace").mkdir()
+    workplace = Workplace(tmp_path / "workplace")
+    shutil.copytree(finished / "resources", workplace / "resources")
     data = tmp_path / "data"
     records = json.loads((finished / "resources/mini-mix/train.json").read_text())[:300]
     shutil.copytree(finished / "resources/mini-mix/images", data / "pictures")
-    small = yaml.safe_load((REPO / "tests/config/small.yaml").read_text())
-    small["dataset"] |= {"annotations": str(data / "own.json"), "images": str(data / "pictures")}
-    return place, data, records, small
+    config = yaml.safe_load((REPO / "tests/config/small.yaml").read_text())
+    config["dataset"] |= {"annotations": str(data / "data.json"), "images": str(data / "pictures")}
+    return workplace, data, records, config
 
 
-def poison(records, data):
+def add_bad_samples(records, data):
+    """Make records invalid, each for a different reason, and return their number."""
     records[5]["image"] = "nowhere.png"
-    whole = data / "pictures" / next(r["image"] for r in records[10:] if "image" in r)
-    (data / "pictures/cut.png").write_bytes(whole.read_bytes()[:80])
+    intact = data / "pictures" / next(r["image"] for r in records[10:] if "image" in r)
+    (data / "pictures/truncated.png").write_bytes(intact.read_bytes()[:80])
     with_image = [r for r in records[20:] if "image" in r]
-    with_image[0]["image"] = "cut.png"
+    with_image[0]["image"] = "truncated.png"
     records[200]["conversations"] = []
     records.append(dict(records[0]))
     return 4
 
 
-def test_bad_samples_are_set_aside_and_counted(own_data):
-    place, data, records, small = own_data
-    bad = poison(records, data)
-    (data / "own.json").write_text(json.dumps(records))
-    small["dataset"]["max_rejected"] = 0.05
-    code, output = place.run("select", config=overlay(place, "own", **small))
+def test_bad_samples_are_rejected_and_counted(user_data):
+    workplace, data, records, config = user_data
+    n_bad = add_bad_samples(records, data)
+    (data / "data.json").write_text(json.dumps(records))
+    config["dataset"]["max_rejected"] = 0.05
+    code, output = workplace.run("select", config=write_config(workplace, "user", **config))
     assert code == 0, output
-    rejected = table(place, "rejected.parquet")
+    rejected = table(workplace, "rejected.parquet")
     assert sorted(rejected["reason"]) == ["duplicate id", "empty conversation", "missing image", "unreadable image"]
-    assert len(table(place, "manifest.parquet")) + bad == len(records)
-    kept = json.loads((place / RUN / "coresets/coincide/0.2/coreset.json").read_text())
-    assert len(kept) == int(0.2 * (len(records) - bad))
-    assert not (place / RUN / "models").exists()  # select stops there
+    assert len(table(workplace, "manifest.parquet")) + n_bad == len(records)
+    selected = json.loads((workplace / RUN / "coresets/coincide/0.2/coreset.json").read_text())
+    assert len(selected) == int(0.2 * (len(records) - n_bad))
+    assert not (workplace / RUN / "models").exists()  # `select` stops before finetuning
 
 
-def test_above_max_rejected_the_run_stops_before_any_model(own_data):
-    place, data, records, small = own_data
-    poison(records, data)
-    (data / "own.json").write_text(json.dumps(records))
-    code, output = place.run("select", config=overlay(place, "own", **small))
+def test_above_max_rejected_the_run_stops_before_any_model_runs(user_data):
+    workplace, data, records, config = user_data
+    add_bad_samples(records, data)
+    (data / "data.json").write_text(json.dumps(records))
+    code, output = workplace.run("select", config=write_config(workplace, "user", **config))
     assert code != 0
     assert "4 of 301 samples (1.3%) were rejected, above dataset.max_rejected (1.0%)" in output
     assert "Traceback" not in output
-    assert not (place / RUN / "activations").exists()
+    assert not (workplace / RUN / "activations").exists()
 
 
 @pytest.mark.parametrize(
@@ -337,9 +351,9 @@ def test_above_max_rejected_the_run_stops_before_any_model(own_data):
         ({"reference_model": {"layers": [9]}}, "reference_model.layers: layer 9 does not exist"),
     ],
 )
-def test_a_bad_config_ends_with_one_message(workplace, values, message):
+def test_an_invalid_config_ends_with_one_message(workplace, values, message):
     small = yaml.safe_load((REPO / "tests/config/small.yaml").read_text())
-    code, output = workplace.run("-n", config=overlay(workplace, "bad", **{**small, **values}))
+    code, output = workplace.run("-n", config=write_config(workplace, "bad", **{**small, **values}))
     assert code != 0
     assert message in output
     assert "Traceback" not in output
