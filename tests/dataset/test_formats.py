@@ -174,6 +174,6 @@ def test_a_run_on_another_format_selects_the_same_coreset_as_json(kind, finished
     coreset = "coresets/coincide/0.2/coreset.parquet"
     json_coreset, format_coreset = (pd.read_parquet(tmp_path / "results" / run / coreset) for run in ("plain", kind))
     pd.testing.assert_frame_equal(json_coreset, format_coreset)
-    written = list(open_dataset(tmp_path / "results" / kind / "coresets/coincide/0.2/dataset"))
+    written = list(open_dataset(tmp_path / "results" / kind / "coresets/coincide/0.2/coreset_dataset"))
     assert {r["id"] for r in written} == set(format_coreset["sample_id"])
-    assert not (tmp_path / "results/plain/coresets/coincide/0.2/dataset").exists()
+    assert not (tmp_path / "results/plain/coresets/coincide/0.2/coreset_dataset").exists()
