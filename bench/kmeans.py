@@ -4,10 +4,10 @@
 
 Each tool gets the data in the form that it requires (coincide: float16; the others: float32 unit rows), the
 same number of iterations, the same initial rows if it accepts them, and no early stop if that can be disabled.
-The time includes the labels of all rows. "own first centroids" is the public function, including its choice of
-first centroids. Quality is the mean similarity of the rows with their centroids, computed in the same way for
-all. At every iteration the labels of coincide are compared with those of plain float32 Lloyd (one GEMM and
-argmax) from the same centroids.
+The time includes the labels of all rows. The public function chooses its first centroids itself: random rows, or
+k-means++. Quality is the mean similarity of the rows with their centroids, computed in the same way for all.
+At every iteration the labels of coincide are compared with those of plain float32 Lloyd (one GEMM and argmax) from
+the same centroids.
 """
 
 import sys
@@ -29,7 +29,8 @@ SHAPES = {
 }
 COINCIDE = "coincide"
 COINCIDE_FLOAT32 = "coincide, float32 screen"
-COINCIDE_PUBLIC = "coincide, own first centroids"
+COINCIDE_PUBLIC = "coincide, public function"
+COINCIDE_PLUS_PLUS = "coincide, public function, k-means++"
 
 
 def coincide_kmeans(x, seeds, iterations, int8=None, after_assign=None):
@@ -53,9 +54,9 @@ def coincide_kmeans(x, seeds, iterations, int8=None, after_assign=None):
     return state.centroids, state.labels
 
 
-def coincide_public(x, seeds, iterations):
+def coincide_public(x, seeds, iterations, init="random"):
     """Run the public function, which chooses the first centroids itself."""
-    result = clusters.spherical_kmeans(x, len(seeds), iterations=iterations, backend="memory", stalled=0)
+    result = clusters.spherical_kmeans(x, len(seeds), iterations=iterations, init=init, backend="memory", stalled=0)
     return result.centroids, result.labels
 
 
@@ -165,6 +166,7 @@ def main():
         tools = {
             COINCIDE: coincide_kmeans,
             COINCIDE_PUBLIC: coincide_public,
+            COINCIDE_PLUS_PLUS: partial(coincide_public, init="k-means++"),
             COINCIDE_FLOAT32: partial(coincide_kmeans, int8=False),
             **OTHERS,
         }

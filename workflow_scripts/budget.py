@@ -14,4 +14,5 @@ from coincide.selection.select import budget_table
 
 shares = pd.read_parquet(snakemake.input.shares)
 fraction = float(snakemake.wildcards.fraction)
-write_table(budget_table(shares, fraction, temperature=config.selection.temperature), snakemake.output[0])
+table = budget_table(shares, fraction, temperature=config.selection.temperature, budget=config.selection.budget)
+write_table(table, snakemake.output[0])

@@ -19,6 +19,7 @@ clustering = spherical_kmeans(
     settings.k,
     iterations=settings.iterations,
     seed=settings.seed,
+    init=settings.init,
     backend=settings.backend,
     fit_rows=settings.fit_rows,
 )

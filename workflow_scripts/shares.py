@@ -10,6 +10,7 @@ config = start(snakemake)
 import pandas as pd
 
 from coincide.base.tables import write_table
+from coincide.selection.budget import spread_text
 from coincide.selection.select import shares_table
 
 density = pd.concat([pd.read_parquet(group) for group in snakemake.input.density])["density"].to_numpy()
@@ -19,5 +20,7 @@ table = shares_table(
     density,
     temperature=config.selection.temperature,
     weigh_density=config.selection.weigh_density,
+    budget=config.selection.budget,
 )
+print(spread_text(table))
 write_table(table, snakemake.output[0])

@@ -13,6 +13,7 @@ import pandas as pd
 from coincide.base.files import replacing
 from coincide.base.tables import write_table
 from coincide.reporting.summary import as_text, read_results, relative_performance
+from coincide.selection.budget import spread_text
 
 summary = relative_performance(read_results(snakemake.input.results), learned_above=config.evaluation.learned_above)
 write_table(summary, snakemake.output.parquet)
@@ -26,6 +27,7 @@ text = as_text(
         selection: pd.read_parquet(path, columns=["sample_id"])
         for selection, path in zip(snakemake.params.selections, snakemake.input.coresets)
     },
+    clusters=spread_text(pd.read_parquet(snakemake.input.shares)),
     report=snakemake.params.report,
 )
 with replacing(snakemake.output.text) as path:

@@ -309,6 +309,10 @@ class Clustering(Section):
 
     k: Count = setting(description="number of clusters; the paper has about one per 66 samples")
     iterations: Count = setting(50, "maximum number of Lloyd iterations")
+    init: Literal["random", "k-means++"] = setting(
+        "random",
+        "first centroids: random rows, as in the published code, or k-means++, which favours sparse regions",
+    )
     seed: Size = setting(0, "seed of the first centroids", stages=("clusters", "picks"))
     backend: Literal["auto", "memory", "stream", "faiss", "torch", "cuml"] = setting(
         "auto", "auto: cuml or torch on GPUs; on a CPU memory, or stream when the rows exceed 8 GiB"
@@ -331,7 +335,15 @@ class Selection(Section):
     method_settings: dict[StrictStr, dict[str, Any]] = setting(
         {}, "settings per baseline, such as el2n: {keep: top}", expanded=True
     )
-    temperature: Positive = setting(0.1, "τ of the softmax over clusters", stages=("shares", "budget"))
+    budget: Literal["published", "even", "size"] = setting(
+        "published",
+        "budgets of the clusters: published (softmax of transferability ÷ density), even (the same for every cluster), "
+        "or size (in proportion to the members)",
+        stages=("shares", "budget"),
+    )
+    temperature: Positive = setting(
+        0.1, "τ of the softmax over clusters, for published budgets", stages=("shares", "budget")
+    )
     gamma: Positive = setting(1.0, "width of the Gaussian kernel", stages=("density", "picks"))
     weigh_density: StrictBool = setting(
         True, "false: shares by transferability alone, for ablations", stages=("shares",)

@@ -1,8 +1,7 @@
-"""First centroids of k-means: rows far from each other, improved on a sample."""
+"""First centroids of k-means: random rows, or rows that are far from each other (k-means++)."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 
 import numpy as np
@@ -10,29 +9,19 @@ import numpy as np
 from coincide.base.numba_support import bits
 from coincide.base.rows import Rows, unit_rows
 from coincide.clustering import loops
-from coincide.clustering.lloyd import ROWS_PER_BATCH, Lloyd, Screen, multiply
+from coincide.clustering.lloyd import ROWS_PER_BATCH, Screen, multiply
 from coincide.clustering.loops import RowBatch
 
-log = logging.getLogger(__name__)
-
-SAMPLE_PER_CLUSTER = 16  # rows of the sample per cluster; the sample is at most a quarter of all rows
+SAMPLE_PER_CLUSTER = 16  # rows per cluster of the sample that k-means++ draws from; at most a quarter of all rows
 SAMPLE_BYTES = 2**30  # size of the sample in float16, at most
 GROWTH = 0.25  # rows drawn in a round of k-means++, as a share of the rows drawn before
-MAX_MOVES = 32  # rounds of moving centroids
-MOVED_SHARE = 0.1  # share of the centroids that a round moves
-PATIENCE = 4  # rounds that must together gain enough; otherwise moving ends
-WORTHWHILE_GAIN = 8e-4  # similarity that a round must gain per cluster, summed over the rows of the sample
 
 
-def first_centroids(rows: Rows, k: int, seed: int) -> np.ndarray:
-    """Choose initial centroids.
+def random_rows(rows: Rows, k: int, seed: int) -> np.ndarray:
+    """Draw k different rows uniformly at random, as faiss and the published code do. Zero rows are not drawn.
 
-    On a sample of the rows, k rows are drawn by k-means++ in rounds. Then, after each of a few Lloyd
-    iterations, the tenth of the centroids with the lowest utility is moved to rows that are far from their
-    centroids, drawn with the probabilities of k-means++, until this gains too little. The best centroids on
-    the way are kept. The cost is that of a few iterations over all rows.
-
-    Distances come from exact integer products, so that neither threads nor batches change a draw.
+    The first centroids decide how many clusters a dense and a sparse region get, and budgets go by cluster: random
+    rows divide the clusters among regions in proportion to their samples, while k-means++ favours outliers.
 
     Args:
         rows: n rows of d numbers.
@@ -40,30 +29,38 @@ def first_centroids(rows: Rows, k: int, seed: int) -> np.ndarray:
         seed: seed of the random numbers.
 
     Returns:
-        (k, d) float32 unit rows.
+        (k, d) float32 unit rows; zero rows only if fewer than k rows are not zero.
+
+    Source: Lee, Li, Hwang (EMNLP 2024), published code: faiss.Kmeans without initial centroids.
+    """
+    order = np.random.default_rng(seed).permutation(len(rows))
+    centroids = np.empty((0, rows.shape[1]), np.float32)
+    for start in range(0, len(order), k):
+        if len(centroids) == k:
+            break
+        candidates = unit_rows(rows.take(np.sort(order[start : start + k])).astype(np.float32))
+        centroids = np.concatenate([centroids, candidates[candidates.any(axis=1)][: k - len(centroids)]])
+    missing = np.zeros((k - len(centroids), rows.shape[1]), np.float32)
+    return np.concatenate([centroids, missing])
+
+
+def kmeans_plus_plus(rows: Rows, k: int, seed: int) -> np.ndarray:
+    """Draw k rows of a sample by k-means++: each with a probability that grows with its distance from those drawn.
+
+    Distances come from exact integer products, so that neither threads nor batches change a draw.
+
+    Args, returns: as `random_rows`.
 
     Source: Arthur and Vassilvitskii (2007), "k-means++"; Bahmani et al. (2012), "Scalable k-means++", for drawing
-    in rounds; Fritzke (2020), "The k-means algorithm with breathing", for moving centroids by utility and error.
+    in rounds.
     """
     random = np.random.default_rng(seed)
-    n, d = rows.shape
-    size = _sample_size(n, d, k)
-    sample = Rows(rows.take(np.sort(random.choice(n, size=size, replace=False))))
-    screen = CosineScreen(sample)
-    drawn = draw_rows(screen, k, random)
-    state = Lloyd(sample, unit_rows(sample.x[drawn].astype(np.float32)), keep=True)
-    best, objectives, worthwhile = state.centroids, [], PATIENCE * WORTHWHILE_GAIN * k / size
-    while True:
-        state.assign()
-        objectives.append(state.update())
-        if objectives[-1] == max(objectives):
-            best = state.centroids.copy()
-        log.debug("k-means: first centroids, mean similarity %.7f on the sample", objectives[-1])
-        best_before = max(objectives[:-PATIENCE], default=-1)
-        stalled = max(objectives) < best_before + worthwhile
-        if stalled or len(objectives) > MAX_MOVES:
-            return best
-        _move_centroids(state, screen, random)
+    size = _sample_size(len(rows), rows.shape[1], k)
+    sample = Rows(rows.take(np.sort(random.choice(len(rows), size=size, replace=False))))
+    return unit_rows(sample.x[draw_rows(CosineScreen(sample), k, random)].astype(np.float32))
+
+
+INITS = {"random": random_rows, "k-means++": kmeans_plus_plus}
 
 
 def draw_rows(screen: CosineScreen, k: int, random: np.random.Generator) -> np.ndarray:
@@ -103,23 +100,6 @@ def _draw(weights, count, random):
     return largest[keys[largest] > 0]
 
 
-def _move_centroids(state, screen, random):
-    """Move the centroids with the lowest utility to rows that are far from their centroids.
-
-    The utility of a centroid is the similarity that its members would lose if each had to take the second
-    best centroid; the error of a row is 1 minus its cosine with its centroid (Fritzke 2020).
-    """
-    state.assign()
-    k, labels = len(state.centroids), state.labels
-    assigned, second = screen.two_best_cosines(state.centroids, labels)
-    labelled = labels >= 0
-    utility = np.bincount(labels[labelled], (assigned - second)[labelled], minlength=k)
-    leaving = np.argsort(utility, kind="stable")[: int(MOVED_SHARE * k)]
-    error = np.where(~labelled | np.isin(labels, leaving), 0, np.maximum(1 - assigned, 0))
-    targets = _draw(error, len(leaving), random)
-    state.replace(leaving[: len(targets)], unit_rows(state.rows.x[targets].astype(np.float32)))
-
-
 def _sample_size(n, d, k):
     """Number of rows that the first centroids are chosen on."""
     size = min(SAMPLE_PER_CLUSTER * k, SAMPLE_BYTES // (2 * d), n // 4)
@@ -147,18 +127,6 @@ class CosineScreen:
         candidates = self._screen.candidates(drawn)
         for rows, products in self._products(self._rounded[drawn]):
             loops.raise_cosine_bounds(products, rows, self._screen.bounds, candidates, upper_bounds)
-
-    def two_best_cosines(self, centroids: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(n,) rounded cosines with the centroid of the row's label, and (n,) with the best other one."""
-        k, d = centroids.shape
-        clusters = np.arange(k)
-        screen = Screen(k, d, self._screen.centre, True)
-        rounded = screen.fill(RowBatch(centroids, clusters, clusters, np.ones(k, np.float32)))
-        assigned, second = np.zeros(len(labels), np.float32), np.zeros(len(labels), np.float32)
-        scales = self._screen.bounds.scale, screen.bounds.scale
-        for rows, products in self._products(rounded):
-            loops.two_best_cosines(products, rows, *scales, labels, assigned, second)
-        return assigned, second
 
     def _products(self, rounded: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield positions of rows, and their products with (k, d) int8 rows."""

@@ -18,7 +18,7 @@ import pandas as pd
 from coincide.base.devices import cuda_devices
 from coincide.base.progress import Progress
 from coincide.base.rows import Rows, unit_rows
-from coincide.clustering.init import first_centroids
+from coincide.clustering.init import INITS
 from coincide.clustering.lloyd import ROWS_PER_BATCH, Lloyd
 
 log = logging.getLogger(__name__)
@@ -54,14 +54,15 @@ def spherical_kmeans(
     *,
     iterations: int = 50,
     seed: int = 0,
+    init: str = "random",
     backend: str = "auto",
     fit_rows: int | None = None,
     stalled: float = STALLED,
 ) -> Clustering:
     """Cluster rows on the unit sphere: assign by the largest dot product, centroids are normalised sums.
 
-    The first centroids are drawn by k-means++ and improved on a sample. A cluster that becomes empty gets
-    the row with the smallest similarity to its centroid. If x has fewer distinct rows than k, the clusters that
+    The first centroids are random rows, as in the published code. A cluster that becomes empty gets the row
+    with the smallest similarity to its centroid. If x has fewer distinct rows than k, the clusters that
     stay empty are removed, with a warning. Zero rows belong to cluster 0 with similarity 0.
 
     With the backends memory, stream and torch, the same seed gives the same labels for any number of threads,
@@ -74,6 +75,7 @@ def spherical_kmeans(
         k: number of clusters, 1 <= k <= n.
         iterations: maximum number of Lloyd iterations.
         seed: seed of the first centroids.
+        init: first centroids: "random" rows, or "k-means++", which gives sparse regions more clusters.
         backend: where and how the iterations run.
             "memory": CPU, rows in memory, 3 bytes per number of a float16 row.
             "stream": CPU, rows on disk are read at each iteration.
@@ -90,7 +92,7 @@ def spherical_kmeans(
         Clustering.
 
     Raises:
-        ValueError: k outside 1..n, unknown backend, wrong shape, NaN or infinity, or only zero rows.
+        ValueError: k outside 1..n, unknown init or backend, wrong shape, NaN or infinity, or only zero rows.
         ImportError: the package of the backend is not installed.
         MemoryError: the rows do not fit in memory for backend cuml.
 
@@ -110,6 +112,8 @@ def spherical_kmeans(
         raise ValueError(f"fit_rows must be in k..n, {k}..{n}; got {fit_rows}")
     if backend not in ("auto", *BACKENDS):
         raise ValueError(f"backend must be auto, {', '.join(BACKENDS)}; got {backend!r}")
+    if init not in INITS:
+        raise ValueError(f"init must be {' or '.join(INITS)}; got {init!r}")
     fitted = rows
     if fit_rows is not None and fit_rows < n:
         fitted = Rows(rows.take(np.sort(np.random.default_rng(seed).choice(n, size=fit_rows, replace=False))))
@@ -117,8 +121,8 @@ def spherical_kmeans(
         backend = _default_backend(fitted, k)
     log.info("k-means: %d rows of %d numbers, %d clusters, backend %s", len(fitted), d, k, backend)
     start = time.monotonic()
-    initial = first_centroids(fitted, k, seed)
-    log.info("k-means: first centroids after %.1f s", time.monotonic() - start)
+    initial = INITS[init](fitted, k, seed)
+    log.info("k-means: first centroids (%s) after %.1f s", init, time.monotonic() - start)
     state, objective = BACKENDS[backend](fitted, initial, iterations, seed, stalled)
     if fitted is not rows:
         state = Lloyd(rows, state.centroids)

@@ -244,36 +244,6 @@ def raise_cosine_bounds(
         upper_bounds[row] = max(upper_bounds[row], np.float64(largest) + offset[row])
 
 
-@parallel_finite
-def two_best_cosines(
-    products: np.ndarray,
-    rows: np.ndarray,
-    row_scale: np.ndarray,
-    centroid_scale: np.ndarray,
-    labels: np.ndarray,
-    assigned_cosine: np.ndarray,
-    second_cosine: np.ndarray,
-) -> None:
-    """Rounded cosine of each row with the centroid of its label, and the largest one with another centroid.
-
-    Args:
-        products: (m, K) products of the rounded rows with all rounded centroids.
-        rows: (m,) positions of the rows in the data.
-        row_scale, centroid_scale: (n,) and (K,) scales of the rounding.
-        labels: (n,) clusters.
-        assigned_cosine, second_cosine: (n,) float32, filled at `rows`.
-    """
-    for m in numba.prange(len(rows)):
-        row = rows[m]
-        label = labels[row]
-        largest = np.float32(-2)
-        for k in range(products.shape[1]):
-            value = products[m, k] * (row_scale[row] * centroid_scale[k])
-            largest = max(largest, np.float32(-2) if k == label else value)
-        assigned_cosine[row] = products[m, label] * (row_scale[row] * centroid_scale[label])
-        second_cosine[row] = largest
-
-
 @parallel
 def assigned_cosines(batch: RowBatch, centroids: np.ndarray, labels: np.ndarray, out: np.ndarray) -> None:
     """Cosine of each row with the centroid of its label: (n,) labels, (m,) float32 out."""

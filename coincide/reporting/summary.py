@@ -133,15 +133,17 @@ def as_text(
     manifest: pd.DataFrame,
     coresets: Mapping[tuple[str, str], pd.DataFrame],
     *,
+    clusters: str,
     report: str,
 ) -> str:
-    """The summary as Markdown: headline table, rejected samples, underrepresented sources, path of the report.
+    """The summary as Markdown: headline table, rejected samples, underrepresented sources, clusters, the report.
 
     Args:
         summary: table of `relative_performance`.
         rejected: table of the rejected samples.
         manifest: table of sample_id, source of the usable samples.
         coresets: (method, fraction) -> coreset table.
+        clusters: line about the clusters (`coincide.selection.select.spread_text`).
         report: path of the report.
     """
     lines = ["", _headline_text(summary)]
@@ -155,7 +157,7 @@ def as_text(
                 f"Warning: {method} at {float(fraction):.1%} keeps few samples of these sources: {listed}. If a model "
                 "lacks the skills that they teach, see docs/your-own-data.md.",
             ]
-    lines += ["", f"Report: {report}", ""]
+    lines += ["", clusters, "", f"Report: {report}", ""]
     return "\n".join(lines)
 
 

@@ -23,6 +23,51 @@ def scores_of(stats: pd.DataFrame) -> NDArray[np.float64]:
     return (stats["transferability"] / stats["density"]).to_numpy()
 
 
+def budget_scores(kind: str, stats: pd.DataFrame) -> NDArray[np.float64]:
+    """(K,) scores whose softmax at τ = 1 or at the configured τ gives the shares of a kind of budget.
+
+    Args:
+        kind: "published": transferability / density. "even": the same for every cluster. "size": the logarithm of the
+            number of members, so that the softmax at τ = 1 is the share of the samples.
+        stats: table with columns size, transferability and density, one row per cluster.
+
+    Source: "published": Lee, Li, Hwang (EMNLP 2024), section 3.3; the others are alternatives of this project.
+    """
+    sizes = stats["size"].to_numpy(dtype=np.float64)
+    if kind == "published":
+        return scores_of(stats)
+    if kind == "even":
+        return np.where(sizes > 0, 0.0, np.nan)
+    return np.log(sizes, out=np.full(len(sizes), np.nan), where=sizes > 0)
+
+
+def effective_clusters(cluster_shares: ArrayLike) -> float:
+    """Effective number of clusters: the exponential of the entropy of the shares, from 1 to K."""
+    p = np.asarray(cluster_shares, dtype=np.float64)
+    p = p[p > 0]
+    return float(np.exp(-(p * np.log(p)).sum()))
+
+
+def spread_text(stats: pd.DataFrame) -> str:
+    """One line on how widely the clusters' scores spread, and how unequal that makes their shares.
+
+    The temperature is in absolute units of transferability / density, so its effect depends on this spread.
+
+    Args:
+        stats: table of `shares_table`.
+    """
+    transferability = stats["transferability"]
+    low, median, high = np.percentile(scores_of(stats)[stats["size"] > 0], [5, 50, 95])
+    even_share = 1 / len(stats)
+    starved = stats.loc[stats["share"] < even_share / 10, "size"].sum() / stats["size"].sum()
+    return (
+        f"Clusters: transferability {transferability.min():.2f} to {transferability.max():.2f}, transferability ÷ "
+        f"density {low:.2f}, {median:.2f} and {high:.2f} at the 5th, 50th and 95th percentile. The shares are those of "
+        f"{effective_clusters(stats['share']):.0f} equal clusters out of {len(stats)}; {starved:.1%} of the samples "
+        "are in clusters with less than a tenth of an even share."
+    )
+
+
 def shares(scores: ArrayLike, *, temperature: float = 0.1) -> NDArray[np.float64]:
     """Softmax of scores/τ over the clusters.
 

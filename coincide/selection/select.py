@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from coincide.base.clustered_rows import ClusteredRows
 from coincide.base.rows import RowData
-from coincide.selection.budget import allocate, scores_of, shares, total_budget
+from coincide.selection.budget import allocate, budget_scores, shares, total_budget
 from coincide.selection.density import cluster_densities
 from coincide.selection.picks import pick_members
 from coincide.selection.transferability import transferability
@@ -88,10 +88,15 @@ def shares_table(
     *,
     temperature: float = 0.1,
     weigh_density: bool = True,
+    budget: str = "published",
 ) -> pd.DataFrame:
     """Table of cluster, size, transferability, density and share, one row per cluster.
 
-    With weigh_density=False, density is ignored: it is 1 for every cluster, in the table as well.
+    Args:
+        sizes, transferabilities, densities: (K,) each.
+        temperature: τ of the softmax, for budget "published".
+        weigh_density: False ignores density: it is 1 for every cluster, in the table as well.
+        budget: kind of budget, see `coincide.selection.budget.budget_scores`.
     """
     stats = pd.DataFrame(
         {
@@ -101,11 +106,16 @@ def shares_table(
             "density": densities if weigh_density else np.ones_like(densities),
         }
     )
-    return stats.assign(share=shares(scores_of(stats), temperature=temperature))
+    temperature = temperature if budget == "published" else 1.0
+    return stats.assign(share=shares(budget_scores(budget, stats), temperature=temperature))
 
 
-def budget_table(stats: pd.DataFrame, fraction: float, *, temperature: float = 0.1) -> pd.DataFrame:
-    """Table of cluster and budget for a fraction, from a table of `shares_table`."""
+def budget_table(
+    stats: pd.DataFrame, fraction: float, *, temperature: float = 0.1, budget: str = "published"
+) -> pd.DataFrame:
+    """Table of cluster and budget for a fraction, from a table of `shares_table`; arguments as there."""
     sizes = stats["size"].to_numpy()
-    budgets = allocate(scores_of(stats), sizes, total_budget(fraction, sizes.sum()), temperature=temperature)
+    temperature = temperature if budget == "published" else 1.0
+    scores = budget_scores(budget, stats)
+    budgets = allocate(scores, sizes, total_budget(fraction, sizes.sum()), temperature=temperature)
     return pd.DataFrame({"cluster": stats["cluster"], "budget": budgets})

@@ -15,7 +15,7 @@ import coincide
 from coincide.base.activation_store import Activations, write_activations
 from coincide.base.rows import Rows, unit_rows
 from coincide.clustering import kmeans, lloyd, lloyd_gpu
-from coincide.clustering.init import CosineScreen, draw_rows, first_centroids
+from coincide.clustering.init import INITS, CosineScreen, draw_rows, kmeans_plus_plus, random_rows
 from coincide.clustering.lloyd import Lloyd
 from coincide.clustering.lloyd_gpu import DeviceLloyd
 
@@ -109,9 +109,9 @@ def test_labels_are_those_of_plain_lloyd_for_small_data_of_any_shape(n, d, k, se
 
 def test_separate_groups_are_recovered():
     x, truth = blobs()
-    clustering = coincide.spherical_kmeans(x, 6)
+    clustering = coincide.spherical_kmeans(x, 6, init="k-means++")  # one first centroid in each group
     pairs = {(int(a), int(b)) for a, b in zip(truth, clustering.labels)}
-    assert len(pairs) == 6  # the first centroids are far from each other: one in each group
+    assert len(pairs) == 6
     np.testing.assert_allclose(np.linalg.norm(clustering.centroids, axis=1), 1, atol=1e-5)
     unit = x / np.linalg.norm(x, axis=1, keepdims=True)
     scores = unit @ clustering.centroids.T
@@ -122,7 +122,7 @@ def test_separate_groups_are_recovered():
 @pytest.mark.parametrize("backend", ["memory", "stream", "faiss", "torch"])
 def test_every_backend_reaches_the_objective_of_plain_lloyd(backend):
     x = cloud(400, 10)
-    seeds = first_centroids(Rows(x), 8, 0)
+    seeds = random_rows(Rows(x), 8, 0)
     *_, (_, _, objective) = plain_lloyd(x, seeds, 50)
     clustering = coincide.spherical_kmeans(x, 8, seed=0, backend=backend)
     assert clustering.similarity.mean() == pytest.approx(objective, rel=1e-3)
@@ -178,23 +178,65 @@ def test_rows_drawn_are_distinct_and_far_from_each_other():
     assert draw(x, 400, seed=0) == list(range(400))
 
 
-def test_first_centroids_are_better_than_rows_drawn_at_random(monkeypatch):
+def test_random_rows_are_those_of_a_permutation():
+    """The published procedure, faiss's: the first k rows of a random permutation."""
+    x = cloud()
+    order = np.random.default_rng(3).permutation(len(x))[:30]
+    rows = random_rows(Rows(x), 30, 3)
+    assert rows.tolist() == unit_rows(x[np.sort(order)].astype(np.float32)).tolist()
+    assert len(np.unique(rows, axis=0)) == 30
+
+
+def test_random_rows_are_not_zero_rows(tmp_path):
+    x = np.concatenate([np.zeros((90, 4), np.float16), np.eye(4, dtype=np.float16).repeat(3, axis=0)])
+    for rows in (x, stored(tmp_path, x)):
+        drawn = random_rows(Rows(rows), 12, 0)
+        assert (np.linalg.norm(drawn, axis=1) == 1).all()
+    assert (random_rows(Rows(x), 20, 0) == 0).all(axis=1).sum() == 8
+
+
+def test_random_rows_follow_the_density_and_kmeans_plus_plus_does_not():
+    rng = np.random.default_rng(0)  # three quarters of the rows in a dense region, a quarter spread out
+    dense = np.eye(1, 32) + 0.02 * rng.normal(size=(1500, 32))
+    sparse = rng.normal(size=(500, 32))
+    x = np.concatenate([dense, sparse]).astype(np.float32)
+
+    def share_in_dense_region(init):
+        clusterings = [coincide.spherical_kmeans(x, 40, seed=seed, init=init) for seed in range(3)]
+        return np.mean([len(np.unique(c.labels[:1500])) / len(c.centroids) for c in clusterings])
+
+    assert share_in_dense_region("random") > 2 * share_in_dense_region("k-means++")
+
+
+@pytest.mark.parametrize("init", INITS)
+@pytest.mark.parametrize("backend", ["memory", "stream", "faiss", "torch"])
+def test_every_backend_starts_from_the_same_first_centroids(init, backend, monkeypatch):
+    x = cloud(300, 12)
+    seen = []
+
+    def recorded(rows, initial, *rest, real=kmeans.BACKENDS[backend]):
+        seen.append(initial.copy())
+        return real(rows, initial, *rest)
+
+    monkeypatch.setitem(kmeans.BACKENDS, backend, recorded)
+    coincide.spherical_kmeans(x, 9, seed=5, init=init, backend=backend)
+    assert seen[0].tobytes() == INITS[init](Rows(x), 9, 5).tobytes()
+
+
+def test_kmeans_plus_plus_finds_small_groups():
     rng = np.random.default_rng(0)  # many small groups and a few large ones
     centres, sizes = rng.normal(size=(60, 16)), (200 / np.arange(1, 61)).astype(int) + 2
-    x = (np.repeat(centres, sizes, axis=0) + 0.3 * rng.normal(size=(sizes.sum(), 16))).astype(np.float16)
+    x = (np.repeat(centres, sizes, axis=0) + 0.1 * rng.normal(size=(sizes.sum(), 16))).astype(np.float16)
+    group = np.repeat(np.arange(60), sizes)
 
-    def objective(centroids):
-        state = Lloyd(Rows(x), centroids)
-        for _ in range(30):
-            state.assign()
-            reached = state.update()
-        return reached
+    def groups_hit(init):
+        found = []
+        for seed in range(5):
+            centroids = init(Rows(x), 30, seed)
+            found.append(len(np.unique(group[(unit_rows(x.astype(np.float32)) @ centroids.T).argmax(axis=0)])))
+        return np.mean(found)
 
-    moved = np.mean([objective(first_centroids(Rows(x), 30, seed)) for seed in range(5)])
-    monkeypatch.setattr("coincide.clustering.init.MAX_MOVES", 0)
-    drawn = np.mean([objective(first_centroids(Rows(x), 30, seed)) for seed in range(5)])
-    random = np.mean([objective(unit_rows(x[rng.permutation(len(x))[:30]].astype(np.float32))) for _ in range(5)])
-    assert max(random, drawn) < moved
+    assert groups_hit(kmeans_plus_plus) > groups_hit(random_rows) + 3
 
 
 def test_no_cluster_is_empty_and_fewer_distinct_rows_are_reported():
@@ -213,9 +255,7 @@ def test_clusters_with_equal_first_centroids_are_filled():
     for backend in ("memory", "stream", "faiss"):
         with pytest.MonkeyPatch.context() as patch:
             # all first centroids but one are copies of one row: their clusters are empty
-            patch.setattr(
-                "coincide.clustering.kmeans.first_centroids", lambda rows, k, seed: unit_rows(x[[5] + [0] * (k - 1)])
-            )
+            patch.setitem(INITS, "random", lambda rows, k, seed: unit_rows(x[[5] + [0] * (k - 1)]))
             clustering = coincide.spherical_kmeans(x, 20, backend=backend)
         assert (np.bincount(clustering.labels, minlength=20) > 0).all()
 
@@ -314,7 +354,7 @@ def test_l2_iterations_with_normalised_centroids_are_spherical(monkeypatch):
     monkeypatch.setitem(sys.modules, "cuml", SimpleNamespace())
     monkeypatch.setitem(sys.modules, "cuml.cluster", SimpleNamespace(KMeans=_L2KMeans))
     x = cloud(400, 10)
-    *_, (labels, _, _) = plain_lloyd(x, first_centroids(Rows(x), 8, 0), 12)
+    *_, (labels, _, _) = plain_lloyd(x, random_rows(Rows(x), 8, 0), 12)
     clustering = coincide.spherical_kmeans(x, 8, seed=0, iterations=12, stalled=-1, backend="cuml")
     # as in plain_lloyd, an iteration of scikit-learn is an assignment and an update; then labels are assigned again
     assert (clustering.labels == labels).mean() > 0.98

@@ -87,7 +87,9 @@ def test_without_a_full_data_model_there_is_no_relative_performance(tmp_path):
     assert table["relative_performance"].isna().all()
     figures.draw_performance(table, tmp_path / "figure.svg")  # draws the scores themselves
     assert (tmp_path / "figure.svg").stat().st_size > 5000
-    assert "| coincide | 20.0% | – | 0.500 |" in as_text(table, rejected_table([]), MANIFEST, {}, report="r")
+    assert "| coincide | 20.0% | – | 0.500 |" in as_text(
+        table, rejected_table([]), MANIFEST, {}, clusters="", report="r"
+    )
 
 
 def test_underrepresented_sources_worked_by_hand():
@@ -108,8 +110,10 @@ def test_the_closing_text_has_the_table_and_counts(summary):
         rejected,
         MANIFEST,
         {("coincide", "0.5"): kept, ("full", "1"): MANIFEST},
+        clusters="Clusters: 7 of them.",
         report="results/x/report.html",
     )
+    assert "Clusters: 7 of them." in text
     assert "| coincide | 20.0% | 87.5% | 0.400 |" in text
     assert text.index("full") < text.index("coincide") < text.index("random")
     assert "coincide at 50.0% keeps few samples of these sources: signs (0.0%)." in text

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 import coincide
 from coincide.base.clustered_rows import ClusteredRows
 from coincide.selection import kernel_gpu
-from coincide.selection.budget import total_budget
+from coincide.selection.budget import effective_clusters, spread_text, total_budget
 from coincide.selection.density import cluster_densities
 from coincide.selection.picks import pick_members, rank_picks
+from coincide.selection.select import budget_table, shares_table
 
 BATCHED = "cpu:0"  # a torch device like a GPU: clusters in batches
 
@@ -359,3 +360,36 @@ def test_selection_takes_row_blocks_and_an_empty_last_cluster():
 def test_selection_refuses_a_fraction_outside(fraction):
     with pytest.raises(ValueError, match=r"fraction must be in \(0, 1\]"):
         coincide.select(*example(0), fraction=fraction)
+
+
+def table_of_clusters(sizes, scores):
+    return shares_table(np.array(sizes), np.array(scores, float), np.ones(len(sizes)))
+
+
+def test_kinds_of_budget_by_hand():
+    stats = table_of_clusters([10, 30, 60], [0.1, 0.2, 0.1])
+    even = shares_table(stats["size"], stats["transferability"], stats["density"], budget="even")
+    assert even["share"].tolist() == pytest.approx([1 / 3] * 3)
+    by_size = shares_table(stats["size"], stats["transferability"], stats["density"], budget="size")
+    assert by_size["share"].tolist() == pytest.approx([0.1, 0.3, 0.6])
+    assert budget_table(even, 0.3, budget="even")["budget"].tolist() == [10, 10, 10]
+    assert budget_table(by_size, 0.2, budget="size")["budget"].tolist() == [2, 6, 12]
+    published = np.exp([1, 2, 1]) / np.exp([1, 2, 1]).sum()
+    assert stats["share"].tolist() == pytest.approx(published.tolist())
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=12), st.floats(0.05, 1), st.sampled_from(["even", "size"]))
+def test_every_kind_of_budget_is_met_and_fits_the_clusters(sizes, fraction, kind):
+    stats = table_of_clusters(sizes, np.linspace(-0.5, 0.9, len(sizes)))
+    budgets = budget_table(stats, fraction, budget=kind)["budget"]
+    assert budgets.sum() == total_budget(fraction, sum(sizes))
+    assert (budgets <= stats["size"]).all()
+
+
+def test_effective_number_of_clusters():
+    assert effective_clusters([0.25] * 4) == pytest.approx(4)
+    assert effective_clusters([1, 0, 0]) == pytest.approx(1)
+    stats = table_of_clusters([50, 50], [0.0, 1.0])
+    text = spread_text(stats)
+    assert "transferability 0.00 to 1.00" in text
+    assert "shares are those of 1 equal clusters out of 2; 50.0% of the samples" in text
