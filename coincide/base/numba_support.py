@@ -20,9 +20,10 @@ _FAST_MATH = {"reassoc", "nsz", "contract"}
 
 serial = numba.njit(cache=True, nogil=True, fastmath=_FAST_MATH)
 parallel = numba.njit(cache=True, nogil=True, parallel=True, fastmath=_FAST_MATH)
-# for loops whose values are never NaN: maxima are computed with vector instructions
-serial_finite = numba.njit(cache=True, nogil=True, fastmath=_FAST_MATH | {"nnan"})
+# For loops whose values are never NaN: maxima are computed with vector instructions.
 parallel_finite = numba.njit(cache=True, nogil=True, parallel=True, fastmath=_FAST_MATH | {"nnan"})
+# For steps of such loops; as calls they would be a tenth slower.
+inlined_finite = numba.njit(cache=True, nogil=True, inline="always", fastmath=_FAST_MATH | {"nnan"})
 
 
 def bits(x: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from coincide.base.numba_support import parallel, parallel_finite, serial, serial_finite, to_float32
+from coincide.base.numba_support import inlined_finite, parallel, parallel_finite, serial, to_float32
 
 SUM_SCALE = 2.0**36  # unit rows are summed as integers of this step: exact in any order, up to 2²⁷ rows
 COLUMNS_PER_CHECK = 64  # columns whose largest upper bound is checked at once
@@ -158,7 +158,7 @@ def normalise_sums(sums: np.ndarray, clusters: np.ndarray, centroids: np.ndarray
             centroids[k, j] = np.float32(sums[k, j] / length) if length > 0 else np.float32(0)
 
 
-@serial_finite
+@inlined_finite
 def _upper_norm(sum_of_squares):
     """Square root, rounded up."""
     return np.sqrt(sum_of_squares) * (1 + 1e-5) + 1e-7
@@ -313,7 +313,7 @@ def assign_rows(
             upper_bound[row] = np.float32(second) + np.float32(MARGIN)
 
 
-@serial_finite
+@inlined_finite
 def _bound_scores(products, scale, error, norm, c_scale, c_error, c_norm, c_centre_product, upper_bounds):
     """Fill upper bounds of a row's scores with the candidates; return the largest lower bound.
 
@@ -336,7 +336,7 @@ def _bound_scores(products, scale, error, norm, c_scale, c_error, c_norm, c_cent
     return best
 
 
-@serial_finite
+@inlined_finite
 def _close_candidates(upper_bounds, best, clusters, label, close):
     """Columns whose upper bound reaches the best lower bound, without the column of the cluster `label`.
 
@@ -364,7 +364,7 @@ def _close_candidates(upper_bounds, best, clusters, label, close):
     return count, excluded
 
 
-@serial_finite
+@inlined_finite
 def _best_exactly(x, inverse_norm, offset, centroids, clusters, close, label, second):
     """Compare close candidates, and the centroid `label` unless it is -1, by float64 dot products.
 
