@@ -8,9 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
+from coincide.base.errors import UserError
 from coincide.base.files import replacing
+
+CLIP_EMBEDDING = "embedding_float32"  # column: float32 bytes; the name differs from that of a former float16 column
 
 
 def write_table(table: pd.DataFrame, path: Path | str) -> None:
@@ -50,15 +54,23 @@ def coreset_positions(coreset: pd.DataFrame, manifest: pd.DataFrame) -> NDArray[
 
 
 def read_column(paths: Iterable[Path | str], column: str, sample_ids: Sequence | pd.Series) -> pd.Series:
-    """A column of several tables, in the order of the sample ids; a sample that no table contains is missing."""
+    """A column of several tables, in the order of the sample ids; a sample that no table contains is missing.
+
+    Raises:
+        UserError: a table does not have the column.
+    """
+    paths = list(paths)
+    for path in paths:
+        if column not in pq.read_schema(path).names:
+            raise UserError(f"{path} has no column {column!r}, as written by another version: delete it and rerun")
     table = pd.concat([pd.read_parquet(path, columns=["sample_id", column]) for path in paths])
     return table.set_index("sample_id")[column].reindex(sample_ids)
 
 
-def read_clip_embeddings(paths: Iterable[Path | str], sample_ids: Sequence | pd.Series) -> NDArray[np.float16]:
+def read_clip_embeddings(paths: Iterable[Path | str], sample_ids: Sequence | pd.Series) -> NDArray[np.float32]:
     """(n, e) CLIP embeddings (see `coincide.extraction.clip`) from the tables of all shards."""
-    column = read_column(paths, "embedding", sample_ids)
-    return np.frombuffer(b"".join(column), "<f2").reshape(len(sample_ids), -1)
+    column = read_column(paths, CLIP_EMBEDDING, sample_ids)
+    return np.frombuffer(b"".join(column), "<f4").reshape(len(sample_ids), -1)
 
 
 def write_records(records: Iterable[dict], path: Path | str) -> int:

@@ -14,6 +14,7 @@ from transformers import AutoProcessor, CLIPModel
 from coincide.base.devices import pick_device
 from coincide.base.progress import Progress
 from coincide.base.sections import ClipModel
+from coincide.base.tables import CLIP_EMBEDDING
 from coincide.dataset.conversation import IMAGE_MARK
 from coincide.dataset.images import ImageError, image_names, open_image
 from coincide.dataset.samples import Sample
@@ -21,7 +22,7 @@ from coincide.models.loading import move_to_model
 
 log = logging.getLogger(__name__)
 
-EMBEDDING = np.dtype("<f2")
+FLOAT32 = np.dtype("<f4")
 
 
 def score_shard(samples: Sequence[Sample], images: str | Path, clip: ClipModel) -> pd.DataFrame:
@@ -51,8 +52,8 @@ def clip_scores(
         batch_size: samples per batch.
 
     Returns:
-        Table of sample_id, clip_score and embedding. The embedding is the float16 bytes of the image's unit vector (the
-        mean for several images, zeros for none), then the text's. A sample with no image, or with one that cannot be
+        Table of sample_id, clip_score and embedding_float32: the float32 bytes of the image's unit vector (the mean for
+        several images, zeros for none), then the text's. A sample with no image, or with one that cannot be
         opened, has no image vector and the score NaN.
     """
     progress = Progress(len(samples), "CLIP scores")
@@ -69,11 +70,11 @@ def clip_scores(
         mean /= np.maximum(count, 1)[:, None]
         cosine = (mean * text_vectors).sum(axis=1)
         scores[start : start + len(batch)] = np.where(count > 0, cosine, np.nan)
-        embeddings += [row.tobytes() for row in np.hstack([mean, text_vectors]).astype(EMBEDDING)]
+        embeddings += [row.tobytes() for row in np.hstack([mean, text_vectors]).astype(FLOAT32)]
         progress.update(len(batch))
     progress.close()
     sample_ids = [sample.id for sample in samples]
-    return pd.DataFrame({"sample_id": sample_ids, "clip_score": scores, "embedding": embeddings})
+    return pd.DataFrame({"sample_id": sample_ids, "clip_score": scores, CLIP_EMBEDDING: embeddings})
 
 
 def _open_images(batch, folder):

@@ -1,11 +1,12 @@
 """Sample metrics: per-sample numbers that baselines rank by, from the same forward pass as the activations.
 
 For each sample, over its answer tokens: mean loss (its exponential is the perplexity), EL2N and margin. From the last
-layer, as unit vectors: the hidden state of the last token, and the mean over all tokens.
+layer: the hidden state of the last token, as a unit vector, and the mean over all tokens, unscaled.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,9 +21,12 @@ from coincide.base.files import link_or_copy, replacing
 if TYPE_CHECKING:
     from coincide.extraction.packing import Batch
 
+log = logging.getLogger(__name__)
+
 METRICS = ("loss", "el2n", "margin")
 EMBEDDINGS = ("last_token", "mean")
 LOGITS_TOKENS = 1024  # tokens whose logits are in memory at once
+LARGEST = float(np.finfo(np.float16).max)
 
 
 def metric_columns(
@@ -32,8 +36,8 @@ def metric_columns(
 
     - loss: mean of -log p(token) over the answer tokens.
     - el2n: mean over the answer tokens of the L2 norm of p - one-hot(token) (Paul, Ganguli, Dziugaite 2021).
-    - margin: mean over the answer tokens of the token's logit minus the largest other logit. It is the area under
-      the margin (Pleiss et al. 2020) after a single epoch, which D2-pruning uses as difficulty.
+    - margin: mean over the answer tokens of p(token) minus the largest other p, from -1 to 1. It is the area under the
+      margin (Pleiss et al. 2020) of a single pass, with probabilities in place of logits as in COINCIDE's D2-Pruning.
 
     Args:
         model: the reference model.
@@ -58,9 +62,9 @@ def metric_columns(
     sums = torch.zeros((len(answer), len(METRICS)), device=device).index_add_(0, sample, of_tokens)
     last = of_sample.shape[1] - 1 - of_sample.flip(1).int().argmax(dim=1)  # position of each sample's last token
     last_token = hidden_states[batch_row, last].float()
-    total = torch.bmm(members.float(), hidden_states.float())[batch_row, slot]  # has the direction of the mean
-    embeddings = [torch.nn.functional.normalize(vectors, dim=1) for vectors in (last_token, total)]
-    return torch.cat([sums / count, *embeddings], dim=1)
+    total = torch.bmm(members.float(), hidden_states.float())[batch_row, slot]
+    mean = total / of_sample.sum(dim=1, keepdim=True)
+    return torch.cat([sums / count, torch.nn.functional.normalize(last_token, dim=1), mean], dim=1)
 
 
 def _token_metrics(model, hidden_states, targets):
@@ -76,20 +80,30 @@ def _token_metrics(model, hidden_states, targets):
         p = log_p.exp()
         p_target = p.gather(1, target)
         squared_error = p.square().sum(dim=1, keepdim=True) - p_target**2 + (1 - p_target) ** 2
-        largest_other = logits.scatter(1, target, -torch.inf).amax(dim=1, keepdim=True)
+        largest_other = p.scatter(1, target, 0.0).amax(dim=1, keepdim=True)
         metrics[block, 0] = -log_p.gather(1, target)[:, 0]
         metrics[block, 1] = squared_error.sqrt()[:, 0]
-        metrics[block, 2] = (logits.gather(1, target) - largest_other)[:, 0]
+        metrics[block, 2] = (p_target - largest_other)[:, 0]
     return metrics
 
 
 def metrics_table(sample_ids: Sequence[str], columns: np.ndarray) -> pd.DataFrame:
-    """Table of sample_id, METRICS and EMBEDDINGS (their float16 bytes) from the (n, 3 + 2·h) columns of n samples."""
+    """Table of sample_id, METRICS and EMBEDDINGS (their float16 bytes) from the (n, 3 + 2·h) columns of n samples.
+
+    Numbers beyond the range of float16 are set to its largest, with a warning that names the samples.
+    """
+    vectors = columns[:, len(METRICS) :]
+    beyond = (np.abs(vectors) > LARGEST).any(axis=1)
+    if beyond.any():
+        log.warning(
+            "the embeddings of %d samples exceed the range of float16 and are limited to %g: %s",
+            beyond.sum(),
+            LARGEST,
+            ", ".join(sample_id for sample_id, is_beyond in zip(sample_ids, beyond) if is_beyond),
+        )
     table = pd.DataFrame({"sample_id": sample_ids, **dict(zip(METRICS, columns[:, : len(METRICS)].T))})
-    embeddings = np.split(columns[:, len(METRICS) :].astype(np.float16), len(EMBEDDINGS), axis=1)
-    return table.assign(
-        **{name: [vector.tobytes() for vector in vectors] for name, vectors in zip(EMBEDDINGS, embeddings)}
-    )
+    embeddings = np.split(vectors.clip(-LARGEST, LARGEST).astype(np.float16), len(EMBEDDINGS), axis=1)
+    return table.assign(**{name: [row.tobytes() for row in rows] for name, rows in zip(EMBEDDINGS, embeddings)})
 
 
 def write_sample_metrics(

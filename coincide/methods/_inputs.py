@@ -71,7 +71,7 @@ class MethodInputs:
         return pd.read_parquet(Path(self._path("sample_metrics")) / "sample_metrics.parquet")
 
     def embedding(self, name: Literal["last_token", "mean"]) -> Activations:
-        """(n, h) unit vectors on disk, from the last layer of the reference model."""
+        """(n, h) vectors on disk, from the reference model's last layer: last_token has unit norm, mean is unscaled."""
         return Activations(Path(self._path("sample_metrics")) / f"{name}.parquet")
 
     @cached_property
@@ -80,7 +80,7 @@ class MethodInputs:
         return read_column(self._path("clip_scores"), "clip_score", self.clusters["sample_id"]).to_numpy()
 
     @cached_property
-    def clip_embeddings(self) -> NDArray[np.float16]:
+    def clip_embeddings(self) -> NDArray[np.float32]:
         """(n, e) image and text vectors of CLIP (see `coincide.extraction.clip`)."""
         return read_clip_embeddings(self._path("clip_scores"), self.clusters["sample_id"])
 

@@ -1,12 +1,13 @@
-"""D2-Pruning (Maharana, Yadav, Bansal 2023): difficulty and diversity by message passing on a graph of neighbours.
+"""D2-Pruning (Maharana, Yadav, Bansal 2023): importance and diversity by message passing on a graph of neighbours.
 
-Nodes are samples. Their difficulty x is the negative margin of the reference model (area under the margin,
-from a single pass), scaled to 0..1. Each node i has edges e_ij = exp(-γ d(i, j)²) to its k nearest nodes j by
-the mean embedding of the last layer.
+By default as COINCIDE's code runs it as a baseline (Lee et al. 2024). Nodes are samples. The importance x of a sample
+is its margin under the reference model (area under the margin, from a single pass), so the easiest samples count most.
+The edge from node i to one of its k nearest nodes j has the squared L2 distance d_ij of their mean embeddings of the
+last layer, which are not scaled to unit norm.
 """
 
 import heapq
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from coincide.methods._inputs import MethodInputs
 
 NEEDS = ("sample_metrics",)
+SMALLEST = 1e-7  # smallest importance
+ROWS_PER_BLOCK = 1024  # rows whose distances are computed at a time
 
 
 def pick(
@@ -25,34 +28,65 @@ def pick(
     count: int,
     *,
     seed: int,
+    keep: Literal["easy", "hard"] = "easy",
     neighbours: Annotated[int, Field(ge=1)] = 5,
-    gamma: Annotated[float, Field(gt=0)] = 0.4,
+    forward_gamma: Annotated[float, Field(ge=0)] = 1.0,
+    reverse_gamma: Annotated[float, Field(ge=0)] = 0.4,
 ) -> tuple[NDArray, NDArray]:
-    """Keep the samples that `pass_messages` picks on the graph of the k = `neighbours` nearest."""
+    """Keep the samples that `pass_messages` picks on the graph of the k = `neighbours` nearest.
+
+    keep: "easy" (COINCIDE's baseline: the importance is the margin) or "hard" (as for the classifiers of the D2-Pruning
+    paper: the importance is the largest margin of all samples minus the margin).
+    """
     margin = inputs.sample_metrics["margin"].to_numpy(np.float64)
-    difficulty = (margin.max() - margin) / (np.ptp(margin) or 1)
-    squared, index = nearest(np.asarray(inputs.embedding("mean"), np.float32), neighbours)
-    return pass_messages(difficulty, np.exp(-gamma * squared), index, count)
+    importance = margin if keep == "easy" else margin.max() - margin
+    x = np.asarray(inputs.embedding("mean"), np.float32)
+    _, index = nearest(x, neighbours)
+    squared = squared_distances(x, index)
+    return pass_messages(importance, squared, index, count, forward_gamma, reverse_gamma)
+
+
+def squared_distances(x: NDArray[np.float32], index: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(n, k) squared L2 distances of each row of (n, h) x to the rows of (n, k) `index`, from their differences.
+
+    The search computes them from norms and dot products, which leaves no correct digits where rows are long and close.
+    """
+    squared = np.empty(index.shape)
+    for start in range(0, len(x), ROWS_PER_BLOCK):
+        block = slice(start, start + ROWS_PER_BLOCK)
+        difference = x[block, None].astype(np.float64) - x[index[block]]
+        squared[block] = np.einsum("nkh,nkh->nk", difference, difference)
+    return squared
 
 
 def pass_messages(
-    difficulty: NDArray[np.float64], weights: NDArray, index: NDArray[np.int64], count: int
+    importance: NDArray[np.float64],
+    squared: NDArray[np.float64],
+    index: NDArray[np.int64],
+    count: int,
+    forward_gamma: float,
+    reverse_gamma: float,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Picks by forward and reverse message passing.
 
-    Forward: s_i = x_i + Σ_j e_ij x_j over the neighbours j of i. Reverse, count times: pick the sample i
-    with the largest s (ties: the first row), and subtract e_ij s_i from s_j for each of its neighbours j.
+    Forward: s_i = max(x_i, ε) + Σ_j exp(-γ_f d_ij) max(x_j, ε) over the neighbours j of i. Reverse, count times: pick
+    the sample i with the largest s (ties: the first row), and subtract exp(-γ_r d_ij) s_i from s_j for each of its
+    neighbours j.
 
     Args:
-        difficulty: (n,) x.
-        weights: (n, k) e_ij.
+        importance: (n,) x.
+        squared: (n, k) squared distances d_ij.
         index: (n, k) neighbours j.
         count: number of samples to pick.
+        forward_gamma: γ_f.
+        reverse_gamma: γ_r.
 
     Returns:
         ((count,) rows in the order picked, (n,) s after the forward messages).
     """
-    forward = difficulty + (weights * difficulty[index]).sum(axis=1)
+    x = np.maximum(importance, SMALLEST)
+    forward = x + (np.exp(-forward_gamma * squared) * x[index]).sum(axis=1)
+    weights = np.exp(-reverse_gamma * squared)
     s, picked = forward.copy(), np.zeros(len(forward), bool)
     heap = [(-value, i) for i, value in enumerate(s)]
     heapq.heapify(heap)

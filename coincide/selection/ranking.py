@@ -16,7 +16,8 @@ def highest(scores: ArrayLike, count: int) -> NDArray[np.int64]:
 def nearest(x: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Nearest other rows of each row, by L2 distance.
 
-    Exact up to EXACT rows; above, approximate by an inverted file.
+    Exact up to EXACT rows; above, approximate by an inverted file. A row with fewer than k neighbours in the lists
+    that are searched is compared with all rows.
 
     Args:
         x: (n, d) float32 rows.
@@ -36,6 +37,10 @@ def nearest(x: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArra
         search.nprobe = 16
     search.add(x)
     squared, index = search.search(x, k + 1)
+    incomplete = (index < 0).any(axis=1)
+    if incomplete.any():
+        search.nprobe = search.nlist
+        squared[incomplete], index[incomplete] = search.search(x[incomplete], k + 1)
     # The row itself is among the results, but not always first where it has copies; where more than k
     # copies displace it, the last result is dropped in its place.
     is_self = index == np.arange(n)[:, None]
@@ -49,13 +54,14 @@ def band(scores: ArrayLike, count: int, keep: Literal["top", "middle", "bottom"]
     Args:
         scores: (n,) numbers.
         count: number of rows to keep.
-        keep: "top" (highest first), "bottom" (lowest first) or "middle" (nearest to the middle rank first).
+        keep: "top" (highest first), "bottom" (lowest first) or "middle" (the window of `count` ascending ranks that
+            starts at n // 2 - count // 2, as in COINCIDE's training code; nearest to rank n // 2 first).
     """
     scores = np.asarray(scores, np.float64)
     if keep == "top":
         return highest(scores, count)
     order = np.argsort(scores, kind="stable")
     if keep == "middle":
-        distance = np.abs(np.arange(len(order)) - (len(order) - 1) / 2)
+        distance = np.abs(np.arange(len(order)) - len(order) // 2)
         order = order[np.argsort(distance, kind="stable")]
     return order[:count]

@@ -8,7 +8,7 @@ from test_activations import about_one_image, as_samples, encoder_of, run_extrac
 
 from coincide.base.activation_store import Activations
 from coincide.dataset.samples import Sample
-from coincide.extraction.sample_metrics import EMBEDDINGS, METRICS, merge_sample_metrics
+from coincide.extraction.sample_metrics import EMBEDDINGS, METRICS, merge_sample_metrics, metrics_table
 from coincide.models.loading import load_model
 
 
@@ -18,7 +18,7 @@ def loaded(tiny_model):
 
 
 def plain_metrics(model, encoded):
-    """loss, EL2N, margin and unit embeddings of one sample, token by token, from the logits of all tokens."""
+    """loss, EL2N, margin and embeddings of one sample, token by token, from the logits of all tokens."""
     inputs = {"input_ids": torch.from_numpy(encoded.ids)[None]}
     inputs |= {name: torch.from_numpy(value) for name, value in encoded.image_inputs.items()}
     with torch.inference_mode():
@@ -31,9 +31,8 @@ def plain_metrics(model, encoded):
         p /= p.sum()
         error = p.copy()
         error[token] -= 1
-        rows.append((-np.log(p[token]), np.sqrt((error**2).sum()), logits[token] - np.delete(logits, token).max()))
-    embeddings = [v / np.linalg.norm(v) for v in (last[-1], last.mean(axis=0))]
-    return np.mean(rows, axis=0), embeddings
+        rows.append((-np.log(p[token]), np.sqrt((error**2).sum()), p[token] - np.delete(p, token).max()))
+    return np.mean(rows, axis=0), [last[-1] / np.linalg.norm(last[-1]), last.mean(axis=0)]
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -69,3 +68,15 @@ def test_metrics_of_shards_are_joined_in_manifest_order(loaded, tiny_data, tmp_p
     assert Activations(tmp_path / "metrics/mean.parquet").sample_ids.tolist() == ids
     with pytest.raises(ValueError, match="not those of the manifest"):
         merge_sample_metrics(ids[::-1], shards, tmp_path / "other")
+
+
+def test_embeddings_beyond_float16_are_limited_with_a_warning(caplog):
+    columns = np.zeros((3, len(METRICS) + 2 * 2), np.float32)
+    columns[1, -1], columns[2, -2] = 1e5, -65504
+    table = metrics_table(["a", "b", "c"], columns)
+    mean = np.frombuffer(b"".join(table["mean"]), np.float16).reshape(3, 2)
+    np.testing.assert_array_equal(mean, np.float16([[0, 0], [0, 65504], [-65504, 0]]))
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "the embeddings of 1 samples exceed the range of float16 and are limited to 65504: b"
+    )

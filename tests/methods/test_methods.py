@@ -19,7 +19,8 @@ from coincide.base.clustered_rows import ClusteredRows
 from coincide.base.errors import UserError
 from coincide.methods import clip_score, d2_pruning, self_filter, semdedup
 from coincide.methods._inputs import MethodInputs
-from coincide.selection.ranking import nearest
+from coincide.selection import ranking
+from coincide.selection.ranking import band, nearest
 
 
 class InMemory(MethodInputs):
@@ -59,6 +60,26 @@ def test_bands_worked_by_hand(keep, expected):
     indices, perplexity = pick("perplexity", inputs, 2, keep=keep)
     assert indices == expected
     np.testing.assert_allclose(perplexity, [3, 9, 1, 5, 7])
+
+
+@pytest.mark.parametrize(
+    ("n", "count", "ranks"),
+    [
+        (6, 1, [3]), (6, 2, [2, 3]), (6, 3, [2, 3, 4]), (6, 4, [1, 2, 3, 4]), (6, 5, [1, 2, 3, 4, 5]),
+        (7, 1, [3]), (7, 2, [2, 3]), (7, 3, [2, 3, 4]), (7, 4, [1, 2, 3, 4]), (7, 6, [0, 1, 2, 3, 4, 5]),
+    ],
+)  # fmt: skip
+def test_the_middle_band_is_the_published_window(n, count, ranks):
+    scores = np.random.default_rng(0).permutation(n).astype(float)  # each is its rank
+    assert sorted(scores[band(scores, count, "middle")]) == ranks
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=40), st.data())
+def test_the_middle_band_starts_at_half_of_n_minus_half_of_the_count(scores, data):
+    count = data.draw(st.integers(1, len(scores)))
+    ascending = sorted(range(len(scores)), key=lambda i: scores[i])
+    start = len(scores) // 2 - count // 2
+    assert sorted(band(scores, count, "middle")) == sorted(ascending[start : start + count])
 
 
 def test_clip_score_keeps_the_highest_and_the_same_share_of_text():
@@ -108,17 +129,61 @@ def test_semdedup_equals_the_slow_version(n, k, seed):
 
 
 def test_d2_pruning_worked_by_hand():
-    # 0 and 1 are neighbours of each other; 1 is the neighbour of 2, with half the weight
-    weights, index = np.array([[0.5], [0.5], [0.25]]), np.array([[1], [0], [1]])
-    order, forward = d2_pruning.pass_messages(np.array([1.0, 0.8, 0.5]), weights, index, 3)
+    # 0 and 1 are neighbours of each other; 1 is the neighbour of 2. At γ_f = 1 the weights are 1/2, 1/2, 1/4
+    squared, index = np.log([[2.0], [2.0], [4.0]]), np.array([[1], [0], [1]])
+    order, forward = d2_pruning.pass_messages(np.array([1.0, 0.8, 0.5]), squared, index, 3, 1.0, 1.0)
     np.testing.assert_allclose(forward, [1.4, 1.3, 0.7])
     # 0 is picked first and lowers 1 by 0.7 to 0.6, below 2; then 2 lowers 1 by 0.25 · 0.7
     assert order.tolist() == [0, 2, 1]
+    # at γ_r = 0 a pick lowers its neighbours by all of its s: 1 to -0.1
+    assert d2_pruning.pass_messages(np.array([1.0, 0.8, 0.05]), squared, index, 3, 1.0, 1.0)[0].tolist() == [0, 1, 2]
+    assert d2_pruning.pass_messages(np.array([1.0, 0.8, 0.05]), squared, index, 3, 1.0, 0.0)[0].tolist() == [0, 2, 1]
+    # a negative importance counts as ε
+    forward = d2_pruning.pass_messages(np.array([-1.0, 0.8, 0.5]), squared, index, 3, 1.0, 1.0)[1]
+    np.testing.assert_allclose(forward, [0.4 + 1e-7, 0.8 + 0.5e-7, 0.7])
+
+
+@pytest.mark.parametrize(("keep", "expected"), [("easy", [0, 2, 1]), ("hard", [1, 2, 0])])
+def test_d2_pruning_keeps_the_easy_or_the_hard_first(keep, expected):
+    metrics = pd.DataFrame({"margin": [0.9, -0.3, 0.2]})
+    far_apart = np.array([[0.0], [100.0], [200.0]], np.float32)
+    inputs = InMemory(clusters=clusters_of(3), sample_metrics=metrics, mean=far_apart)
+    indices, scores = pick("d2_pruning", inputs, 3, keep=keep)
+    assert indices == expected
+    np.testing.assert_allclose(scores, [0.9, 1e-7, 0.2] if keep == "easy" else [1e-7, 1.2, 0.7], atol=1e-9)
+
+
+def published_d2_pruning(margin, x, count, k):
+    """D2-Pruning as COINCIDE's code runs it, from all distances, with the largest s searched anew for each pick."""
+    n = len(margin)
+    d = ((x[:, None].astype(np.float64) - x) ** 2).sum(axis=2)
+    neighbours = [sorted((j for j in range(n) if j != i), key=lambda j, i=i: d[i, j])[:k] for i in range(n)]
+    importance = np.maximum(margin, 1e-7)
+    s = [importance[i] + sum(np.exp(-1.0 * d[i, j]) * importance[j] for j in neighbours[i]) for i in range(n)]
+    picked = []
+    for _ in range(count):
+        i = max((j for j in range(n) if j not in picked), key=lambda j: s[j])
+        picked.append(i)
+        for j in neighbours[i]:
+            s[j] -= np.exp(-0.4 * d[i, j]) * s[i]
+    return picked
+
+
+@examples(max_examples=50, deadline=None)
+@given(st.integers(2, 30), st.integers(1, 6), st.sampled_from([0.0, 30.0]), st.integers(0, 2**32 - 1))
+def test_d2_pruning_picks_as_published(n, k, offset, seed):
+    rng = np.random.default_rng(seed)
+    # near each other, so that messages count, and also far from the origin, where norms hide the distances
+    x = (rng.normal(size=(n, 4)) * 0.5 + offset).astype(np.float32)
+    margin, count = rng.uniform(-1, 1, n), rng.integers(1, n + 1)
+    inputs = InMemory(clusters=clusters_of(n), sample_metrics=pd.DataFrame({"margin": margin}), mean=x)
+    indices, _ = pick("d2_pruning", inputs, count, neighbours=k)
+    assert indices == published_d2_pruning(margin, x, count, k)
 
 
 @examples(max_examples=25, deadline=None)
 @given(st.integers(2, 30), st.integers(1, 4), st.integers(0, 2**32 - 1))
-def test_d2_pruning_equals_the_slow_version(n, k, seed):
+def test_nearest_leaves_out_the_row_itself_also_among_copies(n, k, seed):
     rng = np.random.default_rng(seed)
     x = rng.integers(-2, 3, size=(n, 2)).astype(np.float32)  # some rows are copies
     squared, index = nearest(x, k)
@@ -128,15 +193,16 @@ def test_d2_pruning_equals_the_slow_version(n, k, seed):
         assert i not in index[i]
         assert len(set(index[i])) == k
         np.testing.assert_allclose(np.sort(squared[i]), np.sort(np.delete(distances[i], i))[:k], atol=1e-5)
-    difficulty, weights = rng.random(n), np.exp(-0.4 * squared)
-    order, forward = d2_pruning.pass_messages(difficulty, weights, index, n)
-    s, left = forward.copy(), list(range(n))
-    for i in order:
-        assert s[i] >= max(s[j] for j in left) - 1e-12
-        left.remove(i)
-        for weight, j in zip(weights[i], index[i]):
-            if j in left:
-                s[j] -= weight * s[i]
+
+
+def test_nearest_finds_k_neighbours_where_the_searched_lists_are_short(monkeypatch):
+    x = np.random.default_rng(0).normal(size=(900, 2)).astype(np.float32)
+    _, exact = nearest(x, 600)
+    monkeypatch.setattr(ranking, "EXACT", 100)  # 30 lists, of which 16 are searched: about 480 rows
+    _, index = nearest(x, 600)
+    assert index.min() >= 0
+    assert all(len(set(row)) == 600 and i not in row for i, row in enumerate(index))
+    assert np.mean([len(set(a) & set(b)) for a, b in zip(index, exact)]) > 590
 
 
 def test_self_filter_worked_by_hand():
@@ -167,6 +233,44 @@ def test_self_filter_equals_the_slow_version(n, neighbours, seed):
             d[j] -= 0.7 * d[i] * (unit[i] @ unit[j]) ** 2
 
 
+def published_self_filter(difficulty, x, count, k, gamma):
+    """Self-Filter's second stage, with all similarities and all difficulties sorted anew for each pick."""
+    x = x.astype(np.float64)
+    left, picked = dict(enumerate(difficulty)), []
+    for _ in range(count):
+        i = max(left, key=lambda j: left[j])
+        difficulty_of_pick = left.pop(i)
+        picked.append(i)
+        similarity = x @ x[i] / np.linalg.norm(x, axis=1) / np.linalg.norm(x[i])
+        for j in [j for j in np.argsort(-similarity) if j in left][:k]:
+            left[j] -= gamma * difficulty_of_pick * similarity[j] ** 2
+    return picked
+
+
+def test_self_filter_picks_as_published_only_from_float32(tmp_path):
+    n, e = 600, 24
+    rng = np.random.default_rng(3)
+    # image and text vectors around few centres, and the difficulty of the network's first weights
+    centres = rng.normal(size=(12, 2, e // 2))
+    x = centres[rng.integers(0, 12, n)] + 0.01 * rng.normal(size=(n, 2, e // 2))
+    x = (x / np.linalg.norm(x, axis=2, keepdims=True)).reshape(n, e).astype(np.float32)
+    weights = rng.normal(0, 0.02, e)
+    difficulty = -(x.astype(np.float64) @ weights)
+    clusters = clusters_of(n)
+    clusters.to_parquet(tmp_path / "clusters.parquet")
+    table = clusters[["sample_id"]].assign(clip_score=0.0, embedding_float32=[row.tobytes() for row in x])
+    table.to_parquet(tmp_path / "clip.parquet")
+    clusters[["sample_id"]].assign(difficulty=difficulty).to_parquet(tmp_path / "difficulty.parquet")
+    inputs = MethodInputs(
+        tmp_path / "clusters.parquet", None, None, [tmp_path / "clip.parquet"], tmp_path / "difficulty.parquet"
+    )
+    expected = published_self_filter(difficulty, x, 150, 10, 1.0)
+    assert pick("self_filter", inputs, 150)[0] == expected
+    rounded = x.astype(np.float16)
+    from_float16 = published_self_filter(-(rounded.astype(np.float64) @ weights), rounded, 150, 10, 1.0)
+    assert len(set(from_float16) - set(expected)) >= 5
+
+
 @examples(max_examples=15, deadline=None)
 @given(st.integers(8, 60), st.floats(0.05, 1), st.integers(0, 2**32 - 1))
 def test_every_method_keeps_the_count_and_no_row_twice(n, fraction, seed):
@@ -177,7 +281,7 @@ def test_every_method_keeps_the_count_and_no_row_twice(n, fraction, seed):
         clusters=clusters_of(n), activations=unit, last_token=unit, mean=unit,
         sample_metrics=pd.DataFrame({name: rng.normal(size=n) for name in ("loss", "el2n", "margin")}),
         clip_scores=np.where(rng.random(n) < 0.3, np.nan, rng.random(n)),
-        clip_embeddings=unit.astype(np.float16), difficulty=rng.normal(size=n),
+        clip_embeddings=unit, difficulty=rng.normal(size=n),
     )  # fmt: skip
     count = max(1, int(fraction * n))
     for name in methods.names():
@@ -190,7 +294,7 @@ def test_inputs_are_read_in_the_order_of_the_clusters(tmp_path):
     clusters = clusters_of(4)
     clusters.to_parquet(tmp_path / "clusters.parquet")
     shards = [pd.DataFrame({"sample_id": ids, "clip_score": values,
-                            "embedding": [np.float16([v, 1]).tobytes() for v in values]}) for ids, values in
+                            "embedding_float32": [np.float32([v, 1]).tobytes() for v in values]}) for ids, values in
               ((["s2", "s0", "rejected"], [0.2, 0.0, 9.0]), (["s3", "s1"], [np.nan, 0.1]))]  # fmt: skip
     pd.DataFrame({"sample_id": ["s3", "s2", "s1", "s0"], "difficulty": [3.0, 2, 1, 0]}).to_parquet(
         tmp_path / "d.parquet"
@@ -201,10 +305,18 @@ def test_inputs_are_read_in_the_order_of_the_clusters(tmp_path):
         shard.to_parquet(paths[-1])
     write_activations(tmp_path / "mean.parquet", [(["a"], np.ones((1, 2)))], dimension=2, metadata={"hidden_size": 1})
     inputs = MethodInputs(tmp_path / "clusters.parquet", None, tmp_path, paths, tmp_path / "d.parquet")
-    np.testing.assert_array_equal(inputs.clip_embeddings, np.float16([[0.0, 1], [0.1, 1], [0.2, 1], [np.nan, 1]]))
+    np.testing.assert_array_equal(inputs.clip_embeddings, np.float32([[0.0, 1], [0.1, 1], [0.2, 1], [np.nan, 1]]))
     np.testing.assert_array_equal(inputs.difficulty, [0, 1, 2, 3])
     np.testing.assert_array_equal(inputs.clip_scores, [0.0, 0.1, 0.2, np.nan])
     assert inputs.embedding("mean").shape == (1, 2)
+
+
+def test_a_table_of_another_version_is_reported(tmp_path):
+    clusters_of(1).to_parquet(tmp_path / "clusters.parquet")
+    pd.DataFrame({"sample_id": ["s0"], "clip_score": [0.5], "embedding": [b"ab"]}).to_parquet(tmp_path / "0.parquet")
+    inputs = MethodInputs(tmp_path / "clusters.parquet", None, None, [tmp_path / "0.parquet"])
+    with pytest.raises(UserError, match=r"0\.parquet has no column 'embedding_float32', .*: delete it and rerun"):
+        inputs.clip_embeddings  # noqa: B018
 
 
 @pytest.mark.parametrize(
