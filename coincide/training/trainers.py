@@ -19,6 +19,7 @@ from coincide.training.collator import IGNORED_LABEL, ROWS
 # a second time: keep the two in agreement.
 PROJECTOR = re.compile(r"multi_modal_projector|mm_projector|connector|visual\.merger|mlp1")
 SCORING_NETWORK = "scoring_network.safetensors"
+INITIALIZER_RANGE = 0.02  # standard deviation of new weights in transformers, where a model's config has none
 
 
 class TrainingError(UserError):
@@ -63,9 +64,10 @@ class ProjectorTrainer(Trainer):
 class ScoringTrainer(ProjectorTrainer):
     """A Trainer in which a scoring network weights the samples of a batch (Chen et al. 2024, section 3.2).
 
-    The network is linear in the features, without bias. The weights are the softmax of its scores over the
-    batch of all processes, times the batch size. Model and network both minimise the weighted loss, so samples
-    that stay difficult end up with small weights.
+    The network is linear in the features, without bias. Its first weights are drawn from a normal distribution with
+    the standard deviation of the decoder's (`initializer_range`), as in the published code. The weights of samples are
+    the softmax of its scores over the batch of all processes, times the batch size. Model and network both minimise the
+    weighted loss, so samples that stay difficult end up with small weights.
 
     Args:
         features: (n, e) array, one row per record.
@@ -88,9 +90,9 @@ class ScoringTrainer(ProjectorTrainer):
         self.network = torch.nn.Linear(features.shape[1], 1, bias=False, device=self.args.device)
         with torch.no_grad():  # a separate generator: the same weights in all processes
             generator = torch.Generator().manual_seed(self.args.seed)
-            bound = features.shape[1] ** -0.5
-            weight = torch.empty(self.network.weight.shape).uniform_(-bound, bound, generator=generator)
-            self.network.weight.copy_(weight)
+            config: Any = options["model"].config
+            std = getattr(config.get_text_config(), "initializer_range", INITIALIZER_RANGE)
+            self.network.weight.copy_(torch.empty(self.network.weight.shape).normal_(0.0, std, generator=generator))
         # A separate optimizer, because the model's may be sharded.
         self.network_optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=self.args.learning_rate, weight_decay=0.0
@@ -111,7 +113,13 @@ class ScoringTrainer(ProjectorTrainer):
         logits, labels = outputs.logits[:, :-1].float(), labels[:, 1:]
         losses = cross_entropy(logits.transpose(1, 2), labels, reduction="none")
         weights = batch_weights(self.scores(torch.from_numpy(features).to(losses.device)))
-        loss = (weights[:, None] * losses).sum() / (labels != IGNORED_LABEL).sum().clamp(min=1)
+        tokens = (labels != IGNORED_LABEL).sum()
+        if self.args.world_size > 1:
+            # Gradients are averaged over the processes. Each divides by its share of all tokens, so that the average
+            # is the gradient of the whole batch, however the tokens are distributed.
+            distributed.all_reduce(tokens)
+            tokens = tokens / self.args.world_size
+        loss = (weights[:, None] * losses).sum() / tokens.clamp(min=1 / self.args.world_size)
         return (loss, outputs) if return_outputs else loss
 
     def scores(self, features: torch.Tensor) -> torch.Tensor:

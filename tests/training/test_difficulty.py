@@ -39,4 +39,4 @@ def test_two_processes_weight_the_batch_as_one_does(tiny_model, tiny_data, tmp_p
     features = features_of(tiny_data[0], tmp_path)
     one, two = (run(tiny_model, tiny_data, tmp_path, str(n), features=features, processes=n, epochs=1) for n in (1, 2))
     weight_of_two, weight_of_one = (load_file(folder / SCORING_NETWORK)["weight"] for folder in (two, one))
-    torch.testing.assert_close(weight_of_two, weight_of_one, rtol=2e-2, atol=2e-4)
+    torch.testing.assert_close(weight_of_two, weight_of_one, rtol=0, atol=1e-6)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from finetuning import features_of, run, weights
+from transformers import AutoConfig
 
 from coincide.training.trainers import ProjectorTrainer, ScoringTrainer, TrainingError
 
@@ -54,6 +55,25 @@ def test_the_loss_is_weighted_by_a_softmax_over_the_batch(tiny_model, tiny_data,
                     for i in range(len(rows)) for t in range(1, labels.shape[1]) if labels[i, t] != -100]  # fmt: skip
         assert loss == pytest.approx(sum(weighted) / len(weighted), rel=1e-4)
     assert calls[0][4] != calls[-1][4]
+
+
+def test_the_scoring_network_starts_as_the_published_one(tiny_model, tiny_data, tmp_path, monkeypatch):
+    first, compute_loss = [], ScoringTrainer.compute_loss
+
+    def recording(self, *arguments, **options):
+        first.append(self.network.weight.detach().clone())
+        return compute_loss(self, *arguments, **options)
+
+    monkeypatch.setattr(ScoringTrainer, "compute_loss", recording)
+    features = tmp_path / "features.npy"
+    np.save(features, np.ones((len(tiny_data[0]), 1536), np.float32))
+    run(tiny_model, tiny_data, tmp_path, "out", features=features, epochs=0.1)
+    assert first[0].shape == (1, 1536)
+    std = AutoConfig.from_pretrained(tiny_model).get_text_config().initializer_range
+    assert float(first[0].std()) == pytest.approx(std, rel=0.1)
+    assert float(first[0].mean()) == pytest.approx(0, abs=0.1 * std)
+    # a normal distribution: a uniform one ends at 1.7 standard deviations
+    assert 3 * std < float(first[0].abs().max()) < 5 * std
 
 
 def test_settings_that_do_not_fit_are_errors_for_the_user(tiny_model, tiny_data, tmp_path, monkeypatch):
