@@ -126,6 +126,7 @@ class Family:
         processor_attributes: functions that give, from the model's config, the value of a processor's attribute;
             used where the checkpoint's processor has no value.
         lmms_model: model of lmms-eval that evaluates it; None: lmms-eval has none.
+        lmms_arguments: arguments of that model.
     """
 
     model_type: str
@@ -141,6 +142,7 @@ class Family:
     decoder_templates: Mapping[str, str] = field(default_factory=dict)
     processor_attributes: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
     lmms_model: str | None = None
+    lmms_arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def part_of(self, parameter: str) -> Part | None:
         """The part of the model that a parameter belongs to, also when an adapter wraps the model.
@@ -270,6 +272,7 @@ FAMILIES: dict[str, Family] = {
             end_of_turn="<end_of_turn>",
             chat_template=GEMMA3,
             lmms_model="gemma3",
+            lmms_arguments={"trust_remote_code": False},  # lmms-eval's default is True
         ),
     )
 }
