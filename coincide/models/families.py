@@ -323,7 +323,7 @@ def complete_processor(processor: Any, config: Any, chat_template: str | None = 
     family = family_of(config)
     if chat_template:
         processor.chat_template = chat_template
-    elif not (processor.chat_template or getattr(processor.tokenizer, "chat_template", None)):
+    elif not processor.chat_template:  # one of the tokenizer alone is for text without images
         processor.chat_template = family.template_for(config)
     for name, value_of in family.processor_attributes.items():
         if not getattr(processor, name, None):
