@@ -21,6 +21,9 @@ Fraction = Annotated[float, Field(gt=0, le=1, strict=True)]
 Name = Annotated[StrictStr, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Dtype = Literal["float32", "float16", "bfloat16"]
 Device = Literal["auto", "cpu", "cuda"]
+CHAT_TEMPLATE = (  # description of a field of several sections
+    "chat template (Jinja) in place of the checkpoint's; null: the checkpoint's, or its family's if it ships none"
+)
 
 
 def setting(
@@ -95,6 +98,7 @@ class Checkpoint:
     name: str
     revision: str | None = None
     trust_remote_code: bool = False
+    chat_template: str | None = None
 
     @classmethod
     def of(cls, model: "Checkpoint | str | Path") -> "Checkpoint":
@@ -165,11 +169,12 @@ class Lora(Section):
     r: Count = setting(128, "rank of the adapters")
     alpha: Count = setting(256, "scale of the adapters")
     dropout: Share = setting(0.05, "dropout on the adapters' input")
-    target_modules: StrictStr | list[StrictStr] = setting(
-        r".*language_model.*\.(q|k|v|o|gate|up|down)_proj", "layers that get adapters: a pattern or a list, as in peft"
+    target_modules: StrictStr | list[StrictStr] | None = setting(
+        None,
+        "layers that get adapters: a pattern or a list, as in peft; null: the linear layers of the model's decoder",
     )
-    modules_to_save: list[StrictStr] = setting(
-        ["multi_modal_projector"], "modules that are trained in full alongside the adapters"
+    modules_to_save: list[StrictStr] | None = setting(
+        None, "modules that are trained in full alongside the adapters; null: the model's projector; []: none"
     )
 
 
@@ -200,6 +205,9 @@ class Training(Section):
         0, "processes that prepare batches; 0: the training process itself", operational=True
     )
     lora: Lora | None = setting(None, "low-rank adapters; null trains all weights")
+    freeze: list[Literal["vision_tower", "projector", "language_model"]] = setting(
+        [], "parts of the model that are not trained, without lora; LLaVA's finetuning freezes the vision tower"
+    )
     processes: Count = setting(1, "processes per node, one per GPU", operational=True)
     nodes: Count = setting(1, "nodes of the Slurm job", operational=True)
     sharding: Literal["none", "fsdp"] = setting("none", "none: a full model on every GPU; fsdp: sharded over the GPUs")
@@ -209,6 +217,19 @@ class Training(Section):
         world_size = self.processes * self.nodes
         if self.batch_size % world_size:
             raise ValueError(f"batch_size {self.batch_size} is not divisible by {world_size} processes")
+        return self
+
+    @model_validator(mode="after")
+    def _freezes_some_weights(self):
+        if self.freeze and self.lora:
+            raise ValueError(
+                "freeze applies to training without lora; with lora only the adapters and lora.modules_to_save are "
+                "trained: set freeze to []"
+            )
+        if len(set(self.freeze)) == 3:
+            raise ValueError("freeze names every part of the model: nothing would be trained")
+        if self.projector_learning_rate is not None and "projector" in self.freeze:
+            raise ValueError("projector_learning_rate is set, but freeze names the projector: set one of them to null")
         return self
 
 
@@ -278,6 +299,7 @@ class ReferenceModel(Section):
     trust_remote_code: StrictBool = setting(
         False, "run Python code that the checkpoint ships", stages=("activations", "check_transfer")
     )
+    chat_template: StrictStr | None = setting(None, CHAT_TEMPLATE, stages=("activations", "check_transfer"))
     sample_metrics: StrictBool = setting(
         False,
         "also compute the per-sample metrics that some methods need (loss, EL2N, margin, embeddings); the whole model "
@@ -287,7 +309,7 @@ class ReferenceModel(Section):
     @property
     def checkpoint(self) -> Checkpoint:
         """Where the model is loaded from."""
-        return Checkpoint(self.name, self.revision, self.trust_remote_code)
+        return Checkpoint(self.name, self.revision, self.trust_remote_code, self.chat_template)
 
 
 class ClipModel(Section):
@@ -375,6 +397,7 @@ class TargetModel(Section):
     label: Name = setting("target", "name of the model in paths and tables", expanded=True)
     revision: StrictStr | None = setting(None, "branch, tag or commit on the hub")
     trust_remote_code: StrictBool = setting(False, "run Python code that the checkpoint ships")
+    chat_template: StrictStr | None = setting(None, CHAT_TEMPLATE)
     seeds: list[Size] = setting([0], "one finetuned model per seed", min_length=1, expanded=True)
     full: StrictBool = setting(
         True, "also finetune on the full data, against which relative performance is measured", expanded=True
@@ -384,7 +407,7 @@ class TargetModel(Section):
     @property
     def checkpoint(self) -> Checkpoint:
         """Where the model is loaded from."""
-        return Checkpoint(self.name, self.revision, self.trust_remote_code)
+        return Checkpoint(self.name, self.revision, self.trust_remote_code, self.chat_template)
 
 
 class TaskGroup(Section):

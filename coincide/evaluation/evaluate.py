@@ -11,11 +11,15 @@ from pathlib import Path
 
 from coincide.base.devices import pick_device
 from coincide.base.files import replacing
-from coincide.base.sections import Evaluation
+from coincide.base.sections import Checkpoint, Evaluation
 from coincide.evaluation.results import EvaluationError, read_scores
-from coincide.models.loading import is_adapter, load_model
+from coincide.models.families import Family, family_of
+from coincide.models.loading import is_adapter, load_config, load_model
 
 log = logging.getLogger(__name__)
+
+BATCHED = "coincide"  # the model of this project (see `coincide.evaluation.lmms_model`)
+ACCEPT_DTYPE = (BATCHED, "llava_hf")  # lmms-eval's other models choose the dtype themselves
 
 
 def evaluate(
@@ -36,13 +40,16 @@ def evaluate(
         scratch: folder for temporary files; None: the system's.
 
     Raises:
-        EvaluationError: lmms-eval failed, or a task has no score.
+        EvaluationError: evaluation.backend does not evaluate this model, lmms-eval failed, or a task has no score.
     """
+    # The workflow evaluates folders; the config of a hub name is left to lmms-eval.
+    family = family_of(load_config(Checkpoint.of(model))) if Path(model).is_dir() else None
+    _check_backend(evaluation, family)
     with tempfile.TemporaryDirectory(dir=scratch) as temporary:
         folder = Path(temporary)
         if is_adapter(model):
             model = _merge_adapter(model, evaluation.dtype, folder / "merged")
-        command = _command(model, tasks, evaluation, folder)
+        command = _command(model, tasks, evaluation, family, folder)
         log.info("running %s", " ".join(command))
         code = subprocess.run(command, check=False, env={**os.environ, "TOKENIZERS_PARALLELISM": "false"}).returncode
         results = sorted(folder.rglob("*_results.json"))
@@ -60,12 +67,28 @@ def evaluate(
             read_scores(unfinished / "results.json")  # raises if a task has no score
 
 
-def _command(model, tasks, evaluation, folder):
-    """Command line of lmms-eval; results go to the folder."""
+def _check_backend(evaluation: Evaluation, family: Family | None) -> None:
+    if evaluation.backend != BATCHED or family is None or family.lmms_model == BATCHED:
+        return
+    advice = f"set it to {family.lmms_model}" if family.lmms_model else "set it to a model of lmms-eval that does"
+    raise EvaluationError(f"evaluation.backend: {BATCHED} does not evaluate {family.model_type} models; {advice}")
+
+
+def _model_arguments(model, evaluation, family):
+    """Arguments of lmms-eval's model."""
     device = pick_device(evaluation.device)
-    model_args = f"pretrained={model},device={device},device_map={device},dtype={evaluation.dtype}"
+    arguments = {"pretrained": model, "device": device, "device_map": device}
+    if evaluation.backend in ACCEPT_DTYPE:
+        arguments["dtype"] = evaluation.dtype
+    if family and evaluation.backend == family.lmms_model:
+        arguments |= family.lmms_arguments
+    return ",".join(f"{name}={value}" for name, value in arguments.items())
+
+
+def _command(model, tasks, evaluation, family, folder):
+    """Command line of lmms-eval; results go to the folder."""
     command = [evaluation.python or sys.executable, "-m", "lmms_eval"]
-    command += ["--model", evaluation.backend, "--model_args", model_args]
+    command += ["--model", evaluation.backend, "--model_args", _model_arguments(model, evaluation, family)]
     command += ["--tasks", ",".join(tasks), "--batch_size", str(evaluation.batch_size)]
     command += ["--output_path", str(folder), "--log_samples"]
     if evaluation.include_path:

@@ -9,7 +9,8 @@ from lmms_eval.api.instance import Instance
 from lmms_eval.models.simple.llava_hf import DEFAULT_IMAGE_TOKEN, LlavaHf
 
 from coincide.base.progress import Progress
-from coincide.models.chat import to_messages
+from coincide.models.chat import render_prompt
+from coincide.models.families import complete_processor
 
 
 class _Question(NamedTuple):
@@ -27,6 +28,7 @@ class BatchedLlava(LlavaHf):
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """Answers to lmms-eval's requests, in the order of the requests."""
+        complete_processor(self._image_processor, self._config, self.chat_template)
         groups: dict[tuple, list[_Question]] = {}
         for position, request in enumerate(requests):
             context, options = request.args[:2]
@@ -59,9 +61,7 @@ class BatchedLlava(LlavaHf):
         # Rendered as in training: by the processor's own template, with the images as content of the turn.
         if DEFAULT_IMAGE_TOKEN not in context:
             context = " ".join([DEFAULT_IMAGE_TOKEN] * images) + "\n" + context
-        messages = to_messages([{"from": "human", "value": context}])
-        options = {"chat_template": self.chat_template} if self.chat_template else {}
-        return self._image_processor.apply_chat_template(messages, add_generation_prompt=True, **options)
+        return render_prompt(self._image_processor, [{"from": "human", "value": context}])
 
     def _answer(self, batch):
         """Answers to a batch of questions that have the same generation options."""

@@ -20,6 +20,7 @@ from coincide.extraction.features import decoder_layers, features
 from coincide.extraction.packing import Row, build_rows, collate, single_row
 from coincide.extraction.sample_metrics import EMBEDDINGS, METRICS
 from coincide.models.chat import fixed_prefix
+from coincide.models.families import family_of
 from coincide.models.layers import resolve_layers
 from coincide.models.loading import load_model
 
@@ -104,12 +105,16 @@ class Extractor:
         """Let samples share tokens if that does not change their features, measured on a group.
 
         Samples do not share if the model rejects the attention mask or positions of shared rows, or if features differ
-        by more than SHARING_TOLERANCE.
+        by more than SHARING_TOLERANCE. In a family whose decoder is not causal over the prompt they never share.
 
         Raises:
             Exception: the model cannot read the samples without sharing either, or its error is not one of
                 REJECTED_INPUTS.
         """
+        family = family_of(self.model.config)
+        if not family.causal:
+            log.info("samples of one image do not share its tokens: %s is not causal", family.model_type)
+            return
         shared_rows = build_rows(group, share=True)
         if len(shared_rows) == len(group):
             return

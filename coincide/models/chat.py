@@ -13,17 +13,19 @@ from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from jinja2 import TemplateError
 from numpy.typing import NDArray
 
 from coincide.base.errors import UserError
 from coincide.dataset.conversation import IMAGE_MARK, ROLES
+from coincide.models.families import family_of_processor
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 # outputs of a processor that are not inputs of the model
-NOT_FOR_THE_MODEL = ("offset_mapping", "text_replacement_offsets")
+NOT_FOR_THE_MODEL = ("offset_mapping", "text_replacement_offsets", "labels")
 ADDED = -1  # position of a character that is not in the rendered text
 PROBES = ("a", "1", "Zebra", "?")  # first words of conversations; no two begin with the same token
 
@@ -84,24 +86,20 @@ def to_messages(conversations: Sequence[Mapping[str, str]]) -> list[dict[str, An
 
 
 def _apply_template(processor, messages, **options):
-    """Write messages with the processor's chat template, or, if it has none, one line per turn."""
-    if processor.chat_template or getattr(processor.tokenizer, "chat_template", None):
-        try:
-            return processor.apply_chat_template(messages, **options)
-        except TemplateError as error:
-            if type(error) is not TemplateError:  # a subclass: the template itself is faulty
-                raise
-            # raised by the template, with raise_exception
-            raise RefusedTurnsError(f"the model's chat template refuses it: {error}") from None
-    lines = (
-        "".join(processor.image_token if part["type"] == "image" else part["text"] for part in message["content"])
-        for message in messages
-    )
-    return "".join(f"{line}\n" for line in lines)
+    """Write messages with the processor's chat template."""
+    try:
+        return processor.apply_chat_template(messages, **options)
+    except TemplateError as error:
+        if type(error) is not TemplateError:  # a subclass: the template itself is faulty
+            raise
+        # raised by the template, with raise_exception
+        raise RefusedTurnsError(f"the model's chat template refuses it: {error}") from None
 
 
 def render(processor: Any, conversations: Sequence[Mapping[str, str]]) -> Rendered:
     """Write a conversation with the processor's chat template.
+
+    Every answer ends with the end of turn that the model's family uses, also where the template leaves it out.
 
     Args:
         processor: a transformers processor.
@@ -113,8 +111,32 @@ def render(processor: Any, conversations: Sequence[Mapping[str, str]]) -> Render
             later ones are added, so that answers cannot be told from prompts.
     """
     messages = to_messages(conversations)
-    text, answers = _apply_template(processor, messages), []
+    text = _apply_template(processor, messages)
     _check_image_tokens(processor, messages, text)
+    return _with_ends_of_turns(processor, text, _answer_spans(processor, messages, text))
+
+
+def render_prompt(processor: Any, conversations: Sequence[Mapping[str, str]]) -> str:
+    """Write a conversation that ends with a question, up to where the model's answer begins.
+
+    The text is the beginning of what `render` writes for the same conversation with an answer.
+
+    Args:
+        processor: a transformers processor.
+        conversations: LLaVA turns.
+
+    Raises:
+        RefusedTurnsError, ChatTemplateError: as for `render`.
+    """
+    messages = to_messages(conversations)
+    text = _apply_template(processor, messages, add_generation_prompt=True)
+    _check_image_tokens(processor, messages, text)
+    return _with_ends_of_turns(processor, text, _answer_spans(processor, messages, text)).text
+
+
+def _answer_spans(processor, messages, text):
+    """(start, end) character spans of the assistant's turns in the text of a conversation."""
+    spans = []
     for i, message in enumerate(messages):
         if message["role"] == "assistant":
             before = _apply_template(processor, messages[:i], add_generation_prompt=True)
@@ -124,14 +146,35 @@ def render(processor: Any, conversations: Sequence[Mapping[str, str]]) -> Render
                     "the chat template does not keep earlier turns as they are when a turn is added, so answers "
                     "cannot be told from prompts: use a template that only appends"
                 )
-            answers.append((len(before), len(after)))
-    # Templates made for inference leave out the end of the last turn. A model in training must see it, and
-    # LLaVA's training format has it.
-    end = processor.tokenizer.eos_token
-    if answers and end and not text.rstrip().endswith(end):
-        text = text.rstrip() + end
-        answers[-1] = (answers[-1][0], len(text))
-    return Rendered(text, tuple(answers))
+            spans.append((len(before), len(after)))
+    return spans
+
+
+def _with_ends_of_turns(processor, text, spans):
+    """Rendered conversation in which every answer ends with an end of turn.
+
+    Templates made for inference leave it out, in the last turn or in all. A model in training must see it, and LLaVA's
+    training format has it. It replaces the white space that the template writes after an answer.
+    """
+    ends = _ends_of_turn(processor)
+    pieces, answers, position, length = [], [], 0, 0
+    for start, end in spans:
+        answer = text[start:end]
+        if ends and not answer.rstrip().endswith(ends):
+            answer = answer.rstrip() + ends[0]
+        pieces += [text[position:start], answer]
+        length += start - position
+        answers.append((length, length + len(answer)))
+        position, length = end, length + len(answer)
+    return Rendered("".join([*pieces, text[position:]]), tuple(answers))
+
+
+def _ends_of_turn(processor):
+    """Tokens that end an answer, the family's first."""
+    tokenizer = processor.tokenizer
+    end = family_of_processor(processor).end_of_turn
+    known = end is not None and end in tokenizer.get_vocab()
+    return tuple(token for token in (end if known else None, tokenizer.eos_token) if token)
 
 
 def _check_image_tokens(processor, messages, text):
@@ -206,6 +249,9 @@ def encode(
         text_mask[i], answer_mask[i] = _token_masks(offsets[i], present[i], positions, conversation.answers)
     image_token_id = processor.image_token_id if image_token_id is None else image_token_id
     visual_mask = (inputs["input_ids"].numpy() == image_token_id) & present
+    if family_of_processor(processor).prefix_attention:
+        # From the first answer on: a later question that the first one attends to would show it the answer.
+        inputs["token_type_ids"] = torch.from_numpy(np.maximum.accumulate(answer_mask, axis=1)).long()
     replacements = [[image["replacement"] for image in conversation] for conversation in replaced]
     for name in NOT_FOR_THE_MODEL:
         inputs.pop(name, None)

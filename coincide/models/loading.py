@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from coincide.base.devices import pick_device
 from coincide.base.sections import Checkpoint
+from coincide.models.families import complete_processor, family_of
 
 ADAPTER = "adapter_config.json"  # written by peft next to an adapter's weights
 DIGESTED_BYTES = 2**22  # per weights file
@@ -38,25 +39,48 @@ def load_model(
 
     Raises:
         OSError: no such model, or no safetensors weights.
+        FamilyError: a family that `coincide.models.families` does not have.
     """
     checkpoint = Checkpoint.of(checkpoint)
     name = checkpoint.name
     options = {"revision": checkpoint.revision, "trust_remote_code": checkpoint.trust_remote_code}
-    base = json.loads((Path(name) / ADAPTER).read_text())["base_model_name_or_path"] if is_adapter(name) else name
+    family_of(load_config(checkpoint))  # before any weights are read
     model = AutoModelForImageTextToText.from_pretrained(
-        base, dtype=dtype, use_safetensors=True, attn_implementation=attention, **options
+        _base(name), dtype=dtype, use_safetensors=True, attn_implementation=attention, **options
     )
     if is_adapter(name):
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, name).merge_and_unload()
-    processor = load_processor(name, revision=checkpoint.revision, trust_remote_code=checkpoint.trust_remote_code)
+    processor = load_processor(checkpoint)
     return torch.nn.Module.to(model, pick_device(device)).eval(), processor
 
 
-def load_processor(name: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
-    """Load a processor from a folder or the hub."""
-    return AutoProcessor.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+def load_processor(checkpoint: Checkpoint | str | Path) -> Any:
+    """Load a processor from a folder or the hub. What the checkpoint lacks is filled in from its model's family.
+
+    Raises:
+        FamilyError: a family that `coincide.models.families` does not have.
+    """
+    checkpoint = Checkpoint.of(checkpoint)
+    options = {"revision": checkpoint.revision, "trust_remote_code": checkpoint.trust_remote_code}
+    processor = AutoProcessor.from_pretrained(checkpoint.name, **options)
+    complete_processor(processor, load_config(checkpoint), checkpoint.chat_template)
+    return processor
+
+
+def load_config(checkpoint: Checkpoint) -> Any:
+    """The config of a checkpoint's model; for an adapter, that of its base model."""
+    return AutoConfig.from_pretrained(
+        _base(checkpoint.name), revision=checkpoint.revision, trust_remote_code=checkpoint.trust_remote_code
+    )
+
+
+def _base(name):
+    """Where the weights of a checkpoint's base model are: another checkpoint if it is an adapter, otherwise itself."""
+    if not is_adapter(name):
+        return name
+    return json.loads((Path(name) / ADAPTER).read_text())["base_model_name_or_path"]
 
 
 def is_adapter(name: str | Path) -> bool:

@@ -22,6 +22,7 @@ from coincide.base.files import replacing
 from coincide.base.progress import Progress
 from coincide.base.sections import Checkpoint, Training
 from coincide.models.loading import load_model, weights_digest
+from coincide.training.adaptation import freeze, with_lora
 from coincide.training.collator import Collator
 from coincide.training.distributed import launch
 from coincide.training.order import training_order
@@ -67,6 +68,7 @@ def finetune(
     Raises:
         DeviceError: sharding without a GPU.
         LaunchError: several nodes outside a Slurm job, or one of several processes failed.
+        FamilyError: a model family that is not known, or modules that the model does not have.
     """
     checkpoint = Checkpoint.of(checkpoint)
     if training.sharding == "fsdp" and pick_device(training.device) == "cpu":
@@ -146,26 +148,11 @@ def _load(checkpoint, training, last_checkpoint):
     device = "cpu" if training.sharding == "fsdp" else training.device
     model, processor = load_model(start, dtype="float32", device=device)
     if training.lora:
-        model = _with_lora(model, training.lora)
+        model = with_lora(model, training.lora)
+    freeze(model, training.freeze)
     if training.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model, processor
-
-
-def _with_lora(model, lora):
-    from peft import LoraConfig, get_peft_model
-
-    return get_peft_model(
-        model,
-        LoraConfig(
-            r=lora.r,
-            lora_alpha=lora.alpha,
-            lora_dropout=lora.dropout,
-            # Adapters on the decoder's linear layers; the projector is small and trained in full, as in LLaVA.
-            target_modules=lora.target_modules,
-            modules_to_save=lora.modules_to_save,
-        ),
-    )
 
 
 def _training_arguments(training, run_folder, seed):

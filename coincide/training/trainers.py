@@ -1,6 +1,5 @@
 """Extensions of transformers' Trainer: a learning rate for the projector, and weights of the samples of a batch."""
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,9 @@ from torch.nn.functional import cross_entropy
 from transformers import Trainer, TrainerCallback
 
 from coincide.base.errors import UserError
+from coincide.models.families import family_of
 from coincide.training.collator import IGNORED_LABEL, ROWS
 
-# Names of the projector in the families' models. `Lora.modules_to_save` in coincide/base/sections.py names LLaVA's
-# a second time: keep the two in agreement.
-PROJECTOR = re.compile(r"multi_modal_projector|mm_projector|connector|visual\.merger|mlp1")
 SCORING_NETWORK = "scoring_network.safetensors"
 INITIALIZER_RANGE = 0.02  # standard deviation of new weights in transformers, where a model's config has none
 
@@ -42,16 +39,19 @@ class ProjectorTrainer(Trainer):
         """The optimizer, with the projector's weights in separate parameter groups.
 
         Raises:
-            TrainingError: the model has no projector.
+            TrainingError: no weights of the projector are trained.
         """
         if self.optimizer is not None or self.projector_learning_rate is None:
             return super().create_optimizer(*arguments, **options)
         optimizer = super().create_optimizer(*arguments, **options)
         assert self.model is not None
-        projector_ids = {id(p) for name, p in self.model.named_parameters() if PROJECTOR.search(name)}
+        family = family_of(self.model.config)
+        parameters = self.model.named_parameters()
+        projector_ids = {id(p) for name, p in parameters if p.requires_grad and family.part_of(name) == "projector"}
         if not projector_ids:
             raise TrainingError(
-                f"no projector found in {type(self.model).__name__}; set training.projector_learning_rate to null"
+                f"training.projector_learning_rate is set, but no weights of the projector ({family.projector}) are "
+                "trained; set it to null, or name the projector in training.lora.modules_to_save"
             )
         for group in list(optimizer.param_groups):
             projector = [p for p in group["params"] if id(p) in projector_ids]

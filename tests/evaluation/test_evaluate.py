@@ -1,18 +1,24 @@
 """Evaluation with lmms-eval: answers of the batched model, other environments, errors."""
 
+import inspect
 import json
 import sysconfig
 import venv
+from importlib import import_module
 
 import numpy as np
 import pytest
 from conftest import REPO
+from families import build
 from finetuning import run
 from jobs import error_in_log
+from lmms_eval.api.model import lmms
 
 from coincide.base.sections import Evaluation
-from coincide.evaluation.evaluate import evaluate
+from coincide.evaluation import lmms_model
+from coincide.evaluation.evaluate import _model_arguments, evaluate
 from coincide.evaluation.results import EvaluationError, read_scores
+from coincide.models.families import FAMILIES
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +76,33 @@ def test_batched_answers_are_those_of_llava_hf(tiny_model, tiny_data, questions,
     assert elsewhere == {k: v for k, v in batched.items() if k in elsewhere}
     with pytest.raises(EvaluationError, match="failed with exit code"):
         evaluated("none", "coincide", 1, ["no_such_task"])
+
+
+@pytest.mark.parametrize(
+    ("family", "advice"), [("qwen2_5_vl", "set it to qwen2_5_vl"), ("smolvlm", "set it to a model")]
+)
+def test_a_model_that_the_batched_model_does_not_evaluate_is_an_error(tmp_path, family, advice):
+    build(family, tmp_path / "model")
+    evaluation = Evaluation(groups=[{"name": "all", "tasks": ["task"]}])
+    with pytest.raises(EvaluationError, match=f"coincide does not evaluate {family} models; {advice}"):
+        evaluate(tmp_path / "model", ["task"], evaluation, output=tmp_path / "output")
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES.values() if family.lmms_model])
+def test_the_models_of_lmms_eval_accept_their_arguments(family):
+    backend = family.lmms_model
+    evaluation = Evaluation(groups=[{"name": "all", "tasks": ["task"]}], backend=backend, device="cpu")
+    arguments = _model_arguments("model", evaluation, family)
+    names = {argument.split("=")[0] for argument in arguments.split(",")}
+    kind = "chat" if backend == "internvl_hf" else "simple"
+    module = lmms_model if backend == "coincide" else import_module(f"lmms_eval.models.{kind}.{backend}")
+    (accepted,) = (
+        set(inspect.signature(cls.__init__).parameters)
+        for cls in vars(module).values()
+        if inspect.isclass(cls) and issubclass(cls, lmms) and cls.__module__ == module.__name__
+    )
+    assert names <= accepted
+    assert {"pretrained", "device"} <= names
 
 
 FAILING_EVALUATION = """

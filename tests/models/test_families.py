@@ -88,6 +88,9 @@ def plain_features(model, processor, encoded, record, folder):
         inputs = processor(text=[text], images=[images], add_special_tokens=special, return_tensors="pt")
     else:
         inputs = processor.tokenizer([text], add_special_tokens=special, return_tensors="pt")
+    if model.config.model_type == "paligemma":  # attends the prompt in both directions, the answer causally
+        causal = np.arange(len(encoded.ids)) >= encoded.masks.answer.argmax()
+        inputs["token_type_ids"] = torch.from_numpy(causal).long()[None]
     with torch.inference_mode():
         model(**inputs)
     for handle in handles:

@@ -44,6 +44,8 @@ def test_recipes_have_the_settings_of_the_paper(name):
     assert (training.lora.r, training.lora.alpha, training.batch_size, training.epochs) == (128, 256, 128, 1)
     assert (training.learning_rate, training.projector_learning_rate, training.max_tokens) == (2e-4, 2e-5, 2048)
     assert (training.schedule, training.warmup) == ("cosine", 0.03)
+    # LLaVA's LoRA recipe: adapters on the decoder and the whole projector, which are the defaults of the family.
+    assert (training.lora.target_modules, training.lora.modules_to_save, training.freeze) == (None, None, [])
 
 
 def test_every_task_exists_in_lmms_eval():

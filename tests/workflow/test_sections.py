@@ -121,7 +121,7 @@ def test_a_script_reads_no_setting_that_its_rule_does_not_declare(script):
 
 def test_settings_of_a_stage_are_those_that_are_marked():
     changed = section_settings(DEFAULT, "finetune_model")["target_model"]
-    assert set(changed) == {"name", "revision", "trust_remote_code", "training"}
+    assert set(changed) == {"name", "revision", "trust_remote_code", "chat_template", "training"}
     assert changed["training"]["learning_rate"] == 5e-4
     assert not {"device", "save_every", "loader_workers", "processes", "nodes"} & set(changed["training"])
     assert section_settings(DEFAULT, "density") == {"selection": {"gamma": 1.0, "cluster_groups": 1}}

@@ -1,0 +1,76 @@
+"""Which weights of a model are trained: low-rank adapters, or all weights but those of frozen parts."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from coincide.base.sections import Lora
+from coincide.models.families import FamilyError, Part, check_modules, family_of, matching_modules
+
+ALL_LINEAR = "all-linear"  # peft's name for every linear layer but the output head
+
+
+def with_lora(model: Any, lora: Lora) -> Any:
+    """A model with low-rank adapters, in which only the adapters and `modules_to_save` are trained.
+
+    By default the adapters are on the linear layers of the decoder, and the projector, which is small, is trained in
+    full, as in LLaVA's LoRA recipe.
+
+    Args:
+        model: of transformers.
+        lora: Lora section of the config.
+
+    Raises:
+        FamilyError: a pattern that matches no module of the model.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    names = [name for name, _ in model.named_modules()]
+    family = family_of(model.config)
+    targets = family.lora_targets if lora.target_modules is None else lora.target_modules
+    if targets != ALL_LINEAR:
+        patterns = [targets] if isinstance(targets, str) else targets
+        matches = _matches_pattern if isinstance(targets, str) else _ends_with_name
+        check_modules(names, patterns, matches, "training.lora.target_modules")
+    to_save = lora.modules_to_save
+    if to_save is None:
+        to_save = matching_modules(names, family.projector)
+    check_modules(names, to_save, str.endswith, "training.lora.modules_to_save")
+    return get_peft_model(
+        model,
+        LoraConfig(
+            r=lora.r,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=targets,
+            modules_to_save=to_save or None,
+        ),
+    )
+
+
+def _matches_pattern(name, pattern):
+    return re.fullmatch(pattern, name) is not None
+
+
+def _ends_with_name(name, target):
+    return name == target or name.endswith(f".{target}")
+
+
+def freeze(model: Any, parts: Sequence[Part]) -> None:
+    """Exclude parts of a model from training.
+
+    Args:
+        model: of transformers.
+        parts: vision_tower, projector or language_model.
+
+    Raises:
+        FamilyError: the model does not have a part.
+    """
+    family = family_of(model.config)
+    for part in parts:
+        parameters = [p for name, p in model.named_parameters() if family.part_of(name) == part]
+        if not parameters:
+            pattern = getattr(family, part)
+            raise FamilyError(f"training.freeze: {type(model).__name__} has no weights of its {part} ({pattern})")
+        for parameter in parameters:
+            parameter.requires_grad = False
