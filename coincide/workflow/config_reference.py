@@ -23,7 +23,7 @@ This folder contains configs to use with `--configfile`, and the tasks of the de
 
 In the tables below:
 
-- **key**: `[]` stands for every item of a list, and `<name>` for every key of a mapping.
+- **key**: `[]` means every item of a list, and `<name>` every key of a mapping.
 - **type**: a name consists of letters, digits, `.`, `_` and `-`, and begins with a letter or digit.
 - **reruns**: the rules whose results the setting changes. After a change, these rules and all rules that depend on them
   run again; other results are kept. For settings such as devices and batch sizes, no results change. "New values only"
