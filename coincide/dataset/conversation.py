@@ -1,5 +1,6 @@
 """LLaVA conversations: turns, roles, the image placeholder, and the conversion of other records to LLaVA's."""
 
+import json
 import re
 from typing import Any
 from urllib.parse import unquote
@@ -64,10 +65,13 @@ def to_llava(record: Any) -> Any:
     Returns:
         a record with `image` (a name or a list of names) and `conversations` (a list of {"from", "value"}), and the
         other keys of the record. A value without turns is returned unchanged, and an UnreadableRow for a record that
-        contradicts itself.
+        contradicts itself, or that other programs cannot read as JSON.
     """
     if not isinstance(record, dict):
         return record
+    fault = _find_json_fault(record)
+    if fault:
+        return UnreadableRow(fault)
     key = next((key for key in TURN_KEYS if record.get(key)), None)
     if key is None:  # an empty list still says that this is where the turns are
         key = next((key for key in TURN_KEYS if record.get(key) is not None), None)
@@ -95,6 +99,17 @@ def to_llava(record: Any) -> Any:
     if images not in (None, []):
         converted["image"] = images
     return {**converted, "conversations": _with_image_marks(llava_turns, converted.get("image"))}
+
+
+def _find_json_fault(record):
+    """Why other programs cannot read a record as JSON, None if they can."""
+    try:
+        json.dumps(record, ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError as error:
+        return f"text that is not valid Unicode: {error.object[max(error.start - 20, 0) : error.end]!r}"
+    except (ValueError, TypeError, RecursionError) as error:
+        return f"the record cannot be written as JSON: {error}"
+    return None
 
 
 def image_list(images: Any) -> list[Any]:

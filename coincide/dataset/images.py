@@ -193,8 +193,9 @@ def _open_source(folders, name, follow_links):
         content = _read_parquet_image(path, int(match["row"]), int(match["number"]))
     else:
         content = _read_bytes(path, int(match["offset"]), int(match["size"]))
-    if content is None:
-        raise ImageError(Reason.MISSING_IMAGE, f"{name} is not in {folders[-1]}")
+    if not content:
+        detail = f"{name} has neither bytes nor a path" if match["row"] else f"{name} is not in {folders[-1]}"
+        raise ImageError(Reason.MISSING_IMAGE, detail)
     if not isinstance(content, str):
         yield io.BytesIO(content)
         return

@@ -1,6 +1,5 @@
 """Checks of single records: which can be used, and why not."""
 
-import json
 import re
 from typing import Any
 
@@ -52,7 +51,6 @@ def check_record(record: Any) -> dict[str, Any]:
         raise Rejection(record.reason, record.detail)
     if not isinstance(record, dict):
         raise Rejection(Reason.MALFORMED_RECORD, f"a record must be an object, not {type(record).__name__}")
-    _check_json(record)
     medium = find_unsupported_medium(record)
     if medium:
         raise Rejection(Reason.UNSUPPORTED_MEDIUM, medium)
@@ -86,19 +84,6 @@ def _id_text(identifier):
     if isinstance(identifier, float) and identifier.is_integer():
         identifier = int(identifier)
     return str(identifier)
-
-
-def _check_json(record):
-    """Check that every program can read the record as JSON."""
-    try:
-        json.dumps(record, ensure_ascii=False, allow_nan=False).encode()
-    except UnicodeEncodeError as error:
-        raise Rejection(
-            Reason.MALFORMED_RECORD,
-            f"text that is not valid Unicode: {error.object[max(error.start - 20, 0) : error.end]!r}",
-        ) from None
-    except (ValueError, TypeError, RecursionError) as error:
-        raise Rejection(Reason.MALFORMED_RECORD, f"the record cannot be written as JSON: {error}") from None
 
 
 def _check_image_names(image):
