@@ -89,7 +89,7 @@ def test_a_relative_path_in_parquet_is_in_the_images_folder_or_beside_the_file(t
 def test_images_inside_parquet_do_not_depend_on_the_images_folder(tmp_path):
     path = write_parquet(tmp_path / "data/a.parquet", [{"bytes": png(10), "path": "x.png"}])
     (tmp_path / "elsewhere").mkdir()
-    manifest, rejected, folders = manifest_of(path, tmp_path / "elsewhere")
+    _, rejected, folders = manifest_of(path, tmp_path / "elsewhere")
     assert len(rejected) == 0
     assert colours(path, folders) == [10]
 
@@ -110,7 +110,7 @@ def test_lists_whose_element_is_named_item_are_read(tmp_path, compliant, large):
     table = pa.table({"images": images, "conversations": [TURNS, TEXT_TURNS]})
     pq.write_table(table, tmp_path / "a.parquet", use_compliant_nested_type=compliant)
     assert ("item" in str(pq.ParquetFile(tmp_path / "a.parquet").schema)) == (not compliant)
-    manifest, rejected, folders = manifest_of(tmp_path / "a.parquet")
+    _, rejected, folders = manifest_of(tmp_path / "a.parquet")
     assert len(rejected) == 0
     assert colours(tmp_path / "a.parquet", folders) == [10, None]
 
@@ -150,7 +150,7 @@ def test_values_that_json_does_not_have_are_converted(tmp_path):
 def test_text_in_binary_columns_is_read(tmp_path):
     turns = pa.array([TEXT_TURNS], pa.list_(pa.struct([("from", pa.binary()), ("value", pa.binary())])))
     path = write_parquet(tmp_path / "a.parquet", [None], turns, id=pa.array([b"a1"], pa.binary()))
-    manifest, rejected, _ = manifest_of(path)
+    manifest, _, _ = manifest_of(path)
     assert manifest["sample_id"].tolist() == ["a1"]
 
 
@@ -201,7 +201,8 @@ RECORD, TEXT_RECORD = {"conversations": TURNS}, {"conversations": TEXT_TURNS}
 
 @pytest.mark.parametrize("prefix", ["", "./", "train.v1/", "/", "a/b.c/"])
 def test_folders_in_a_tar_file_may_have_dots(tmp_path, prefix):
-    members = [(f"{prefix}{i:04d}.{kind}", content) for i in range(3) for kind, content in (("json", RECORD), ("png", png(i)))]  # fmt: skip
+    contents = {"json": lambda i: RECORD, "png": png}
+    members = [(f"{prefix}{i:04d}.{kind}", content(i)) for i in range(3) for kind, content in contents.items()]
     path = write_tar(tmp_path / "a.tar", members)
     manifest, rejected, folders = manifest_of(path)
     folder = prefix.lstrip("./")
@@ -271,7 +272,7 @@ def test_media_in_a_tar_file_and_links_are_not_lost_in_silence(tmp_path):
         link = tarfile.TarInfo("c.png")
         link.type, link.linkname = tarfile.LNKTYPE, "b.png"
         file.addfile(link)
-    manifest, rejected, _ = manifest_of(path)
+    _, rejected, _ = manifest_of(path)
     assert rejected["reason"].tolist() == ["unsupported medium", "malformed record", "malformed record"]
     assert "video" in rejected["detail"][0]
     assert "a link" in rejected["detail"][2]
