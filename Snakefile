@@ -12,7 +12,12 @@ from snakemake.utils import min_version
 from coincide import methods
 from coincide.base.errors import UserError
 from coincide.dataset.formats import expand_annotations, is_json
-from coincide.workflow.config import EVEN_MIX, MINI_MIX, TINY_MODELS, check_workflow_folder
+from coincide.workflow.config import (
+    EVEN_MIX,
+    MINI_MIX,
+    TINY_MODELS,
+    check_workflow_folder,
+)
 from coincide.workflow.job import offer_package
 from coincide.workflow.lock import hold_run
 from coincide.workflow.overlay import check_runs

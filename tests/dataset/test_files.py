@@ -122,7 +122,7 @@ def test_values_that_json_does_not_have_are_converted(tmp_path):
         "day": [datetime.date(2024, 1, 2)],
         "took": [datetime.timedelta(seconds=90)],
         "price": [decimal.Decimal("1.50")],
-        "text": pa.array([b"caf\xc3\xa9"], pa.binary()),
+        "text": pa.array([b"\xc3\xa9t\xc3\xa9"], pa.binary()),
         "raw": pa.array([b"\xff\x00"], pa.binary()),
         "score": [float("nan")],
         "map": pa.array([[("a", 1)]], pa.map_(pa.string(), pa.int64())),
@@ -137,7 +137,7 @@ def test_values_that_json_does_not_have_are_converted(tmp_path):
         "day": "2024-01-02",
         "took": 90.0,
         "price": "1.50",
-        "text": "café",
+        "text": "été",
         "raw": "/wA=",
         "score": None,
         "map": {"a": 1},
@@ -358,10 +358,10 @@ def test_a_path_with_the_characters_of_a_glob_is_taken_as_it_is(tmp_path):
 
 
 def test_names_of_images_in_another_normal_form_of_unicode(tmp_path):
-    png(5, tmp_path, "cafe\u0301 {a} #1.png")
-    png(6, tmp_path, "caf\u00e9s.png")
-    assert open_image(tmp_path, "caf\u00e9 {a} #1.png").getpixel((0, 0)) == (5, 0, 0)
-    assert open_image(tmp_path, "cafe\u0301s.png").getpixel((0, 0)) == (6, 0, 0)
+    png(5, tmp_path, "e\u0301te\u0301 {a} #1.png")
+    png(6, tmp_path, "\u00e9t\u00e9s.png")
+    assert open_image(tmp_path, "\u00e9t\u00e9 {a} #1.png").getpixel((0, 0)) == (5, 0, 0)
+    assert open_image(tmp_path, "e\u0301te\u0301s.png").getpixel((0, 0)) == (6, 0, 0)
 
 
 # rows
