@@ -11,7 +11,13 @@ from snakemake.utils import min_version
 
 from coincide import methods
 from coincide.base.errors import UserError
-from coincide.workflow.config import EVEN_MIX, MINI_MIX, TINY_MODELS
+from coincide.dataset.formats import expand_annotations, is_json
+from coincide.workflow.config import (
+    EVEN_MIX,
+    MINI_MIX,
+    TINY_MODELS,
+    check_workflow_folder,
+)
 from coincide.workflow.job import offer_package
 from coincide.workflow.lock import hold_run
 from coincide.workflow.overlay import check_runs
@@ -26,8 +32,15 @@ configfile: "config.yaml"
 
 
 try:
+    check_workflow_folder(workflow.basedir)
     # Jobs read this file again; the files that the config names were checked before the jobs started.
-    runs = Runs(check_runs(config, files=workflow.is_main_process))
+    runs = Runs(
+        check_runs(
+            config,
+            files=workflow.is_main_process,
+            overrides=workflow.config_settings.overwrite_config,
+        )
+    )
 except UserError as error:
     raise WorkflowError(str(error))
 COMPARISON = f"results/{config['run']}-comparison"

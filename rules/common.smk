@@ -15,14 +15,15 @@ def settings(stage):
     return {name: section(name) for name in section_settings(ANY_RUN, stage)}
 
 
-def input_file(name):
-    """A file or folder of the user's, by the dotted name of its setting."""
-    return lambda wildcards: runs.setting(wildcards.run, name)
+def annotation_files(wildcards):
+    """The files and folders of the dataset, with globs expanded."""
+    return expand_annotations(runs.setting(wildcards.run, "dataset.annotations"))
 
 
-def input_folder(name):
-    """The same for a folder whose modification time is not meaningful."""
-    return lambda wildcards: ancient(runs.setting(wildcards.run, name))
+def image_folders(wildcards):
+    """The folders of the images, whose modification times are not meaningful."""
+    folders = runs.setting(wildcards.run, "dataset.image_folders")
+    return [ancient(folder) for folder in folders]
 
 
 def stage_output(stage, pattern, **values):
@@ -88,7 +89,7 @@ def full_coreset(name):
 
 def coreset_datasets(run):
     """Every coreset in the format of the dataset, unless that is JSON."""
-    if runs.setting(run, "dataset.annotations").endswith(".json"):
+    if is_json(runs.setting(run, "dataset.annotations")):
         return []
     return [
         f"{runs.folder(run, 'coreset_json', method=m)}/coresets/{m}/{f}/coreset_dataset"

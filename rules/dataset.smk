@@ -3,8 +3,8 @@
 
 rule manifest:
     input:
-        annotations=input_file("dataset.annotations"),
-        images=input_folder("dataset.images"),
+        annotations=annotation_files,
+        images=image_folders,
     output:
         manifest="results/{run}/samples/manifest.parquet",
         rejected="results/{run}/samples/rejected.parquet",
@@ -25,7 +25,7 @@ rule manifest:
 
 rule shards:
     input:
-        annotations=input_file("dataset.annotations"),
+        annotations=annotation_files,
         manifest=stage_output("manifest", "samples/manifest.parquet"),
     output:
         directory("results/{run}/shards"),

@@ -4,7 +4,7 @@
 rule activations:
     input:
         shards=stage_output("shards", "shards"),
-        images=input_folder("dataset.images"),
+        images=image_folders,
         model=model_files("reference_model"),
     output:
         activations="results/{run}/activations/shard-{shard}.parquet",
@@ -64,7 +64,7 @@ rule merge:
 rule clip_scores:
     input:
         shards=stage_output("shards", "shards"),
-        images=input_folder("dataset.images"),
+        images=image_folders,
         model=model_files("clip_model"),
     output:
         "results/{run}/clip_scores/shard-{shard}.parquet",

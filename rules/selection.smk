@@ -184,7 +184,7 @@ rule coreset_json:
     input:
         coreset=stage_output(CORESET, "coresets/{method}/{fraction}/coreset.parquet"),
         manifest=stage_output("merge", "manifest.parquet"),
-        annotations=input_file("dataset.annotations"),
+        annotations=annotation_files,
     output:
         "results/{run}/coresets/{method}/{fraction}/coreset.json",
     log:
@@ -204,7 +204,7 @@ rule coreset_dataset:
     input:
         coreset=stage_output(CORESET, "coresets/{method}/{fraction}/coreset.parquet"),
         manifest=stage_output("merge", "manifest.parquet"),
-        annotations=input_file("dataset.annotations"),
+        annotations=annotation_files,
     output:
         directory("results/{run}/coresets/{method}/{fraction}/coreset_dataset"),
     log:

@@ -40,7 +40,7 @@ rule check_transfer:
         clusters=stage_output("clusters", "clusters.parquet"),
         centroids=stage_output("clusters", "centroids.parquet"),
         shards=stage_output("shards", "shards"),
-        images=input_folder("dataset.images"),
+        images=image_folders,
         model=model_files("reference_model"),
     output:
         pairs="results/{run}/transfer_check/pairs.parquet",

@@ -49,8 +49,8 @@ rule transfer_check:
 rule estimate_cost:
     input:
         manifest=stage_output("manifest", "samples/manifest.parquet"),
-        annotations=input_file("dataset.annotations"),
-        images=input_folder("dataset.images"),
+        annotations=annotation_files,
+        images=image_folders,
         model=model_files("reference_model"),
         target=model_files("target_model"),
         questions=lambda wildcards: question_folders(tasks_of(wildcards.run)),

@@ -6,7 +6,7 @@ rule finetune_model:
         coreset=stage_output(
             "coreset_json", "coresets/{method}/{fraction}/coreset.json"
         ),
-        images=input_folder("dataset.images"),
+        images=image_folders,
         model=model_files("target_model"),
     output:
         directory("results/{run}/models/{target}/{method}/{fraction}/{seed}"),
@@ -33,7 +33,7 @@ rule difficulty:
         clip_scores=stage_output(
             "clip_scores", "clip_scores/shard-{shard}.parquet", shard=shards
         ),
-        images=input_folder("dataset.images"),
+        images=image_folders,
         model=model_files("target_model"),
     output:
         "results/{run}/difficulty.parquet",

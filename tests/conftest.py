@@ -57,11 +57,11 @@ def tiny_data(tmp_path_factory):
 def tiny_model(tmp_path_factory, tiny_data):
     """Folder of a small untrained LLaVA model with its processor."""
     from coincide.base.sections import Shape
-    from coincide.demo.tiny_models import CHAT_TEMPLATE, build_model
+    from coincide.demo.tiny_models import TEMPLATE_WITHOUT_SYSTEM, build_model
 
     folder = tmp_path_factory.mktemp("tiny-model") / "model"
     texts = [turn["value"] for record in tiny_data[0] for turn in record["conversations"]]
-    build_model([CHAT_TEMPLATE, *texts], shape=Shape(**SHAPE), seed=0, output=folder)
+    build_model([TEMPLATE_WITHOUT_SYSTEM, *texts], shape=Shape(**SHAPE), seed=0, output=folder)
     return folder
 
 

@@ -16,7 +16,7 @@ from coincide.extraction.activations import extract_shard
 
 rejected = extract_shard(
     Path(snakemake.input.shards) / f"shard-{snakemake.wildcards.shard}.jsonl",
-    snakemake.input.images,
+    config.dataset.image_folders,
     config.reference_model,
     snakemake.output.activations,
     snakemake.output.sample_metrics,

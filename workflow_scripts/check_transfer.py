@@ -26,7 +26,7 @@ if config.selection.blocks == "text":
     centroids = centroids[:, Activations(snakemake.input.activations).text_columns]
 pairs, result = check_transfer(
     read_samples(sorted(Path(snakemake.input.shards).glob("*.jsonl")), clusters["sample_id"]),
-    snakemake.input.images,
+    config.dataset.image_folders,
     clusters,
     centroids,
     config.reference_model.checkpoint,

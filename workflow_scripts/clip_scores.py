@@ -14,4 +14,4 @@ from coincide.dataset.shards import read_shard
 from coincide.extraction.clip import score_shard
 
 samples = read_shard(Path(snakemake.input.shards) / f"shard-{snakemake.wildcards.shard}.jsonl")
-write_table(score_shard(samples, snakemake.input.images, config.clip_model), snakemake.output[0])
+write_table(score_shard(samples, config.dataset.image_folders, config.clip_model), snakemake.output[0])

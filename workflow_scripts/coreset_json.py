@@ -16,4 +16,4 @@ positions = coreset_positions(
     pd.read_parquet(snakemake.input.coreset, columns=["sample_id"]),
     pd.read_parquet(snakemake.input.manifest, columns=["sample_id", "position"]),
 )
-write_records(coreset_records(open_dataset(snakemake.input.annotations), positions), snakemake.output[0])
+write_records(coreset_records(open_dataset(config.dataset.annotations), positions), snakemake.output[0])

@@ -23,7 +23,7 @@ table = measure_difficulty(
     read_records(snakemake.input.records),
     sample_ids,
     read_clip_embeddings(snakemake.input.clip_scores, sample_ids),
-    snakemake.input.images,
+    config.dataset.image_folders,
     seed=config.selection.seed,
     checkpoints=snakemake.params.checkpoints,
 )

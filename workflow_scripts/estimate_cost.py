@@ -15,8 +15,8 @@ from coincide.workflow.estimate import estimate_run
 
 text = estimate_run(
     pd.read_parquet(snakemake.input.manifest),
-    snakemake.input.annotations,
-    snakemake.input.images,
+    config.dataset.annotations,
+    config.dataset.image_folders,
     config,
     samples=snakemake.params.samples,
     selections=snakemake.params.selections,

@@ -14,7 +14,7 @@ names = snakemake.wildcards
 finetune(
     config.target_model.checkpoint,
     read_records(snakemake.input.coreset),
-    snakemake.input.images,
+    config.dataset.image_folders,
     config.target_model.training,
     seed=int(names.seed),
     output=snakemake.output[0],

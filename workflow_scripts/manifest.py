@@ -1,7 +1,10 @@
 """Divide the rows of the dataset into usable samples and rejected ones.
 
-Reads the dataset and the images. Writes the two tables; fails after writing the rejected samples if there are too many.
+Reads the dataset and the images. Writes the two tables. If too many samples are rejected, the job fails; Snakemake then
+removes its outputs, so the rejected samples are also kept next to the log.
 """
+
+from pathlib import Path
 
 from coincide.workflow.job import start
 
@@ -9,15 +12,23 @@ config = start(snakemake)
 
 from coincide.base.tables import write_table
 from coincide.dataset.formats import open_dataset
-from coincide.dataset.manifest import build_manifest, check_rejected
+from coincide.dataset.manifest import build_manifest, check_manifest
 
 manifest, rejected = build_manifest(
-    open_dataset(snakemake.input.annotations),
-    snakemake.input.images,
+    open_dataset(config.dataset.annotations),
+    config.dataset.image_folders,
     config.dataset,
-    clusters=config.clustering.k,  # an early check only; the manifest does not depend on it
     threads=snakemake.threads,
 )
+rejected_path = Path(snakemake.log[0]).with_suffix(".rejected.parquet")
+write_table(rejected, rejected_path)
+check_manifest(
+    manifest,
+    rejected,
+    config.dataset,
+    clusters=config.clustering.k,  # an early check only; the manifest does not depend on it
+    rejected_path=str(rejected_path),
+)
+rejected_path.unlink()
 write_table(rejected, snakemake.output.rejected)
-check_rejected(rejected, len(manifest) + len(rejected), config.dataset.max_rejected)
 write_table(manifest, snakemake.output.manifest)

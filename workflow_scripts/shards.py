@@ -13,7 +13,7 @@ from coincide.dataset.formats import open_dataset
 from coincide.dataset.shards import write_shards
 
 write_shards(
-    open_dataset(snakemake.input.annotations),
+    open_dataset(config.dataset.annotations),
     pd.read_parquet(snakemake.input.manifest, columns=["sample_id", "shard", "position"]),
     config.dataset.shards,
     snakemake.output[0],

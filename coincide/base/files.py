@@ -4,9 +4,9 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from glob import escape
+from glob import escape, has_magic
 from pathlib import Path
 from typing import Any
 
@@ -53,3 +53,21 @@ def write_json(value: Any, path: str | Path) -> None:
     """Write a JSON value; an interrupted write leaves no file."""
     with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         json.dump(value, file, ensure_ascii=False, indent=1)
+
+
+def common_folder(paths: str | Path | Sequence[str | Path]) -> str:
+    """The folder that files, folders and globs have in common; names of files in a dataset are relative to it.
+
+    Args:
+        paths: one path or several. A folder contributes itself, a file its folder, and a glob the folder before its
+            first wildcard.
+    """
+    folders = []
+    for path in map(Path, [paths] if isinstance(paths, str | Path) else paths):
+        folder = path if os.path.isdir(path) else path.parent
+        while has_magic(str(folder)) and not os.path.lexists(folder):
+            folder = folder.parent
+        folders.append(str(folder))
+    if len(set(folders)) == 1:
+        return folders[0]
+    return os.path.commonpath(list(map(os.path.abspath, folders)))

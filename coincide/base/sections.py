@@ -13,12 +13,14 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, model_validator
 
+from coincide.base.files import common_folder
+
 Count = Annotated[StrictInt, Field(ge=1)]
 Size = Annotated[StrictInt, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0, strict=True)]
 Share = Annotated[float, Field(ge=0, le=1, strict=True)]
 Fraction = Annotated[float, Field(gt=0, le=1, strict=True)]
-Name = Annotated[StrictStr, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Name = Annotated[StrictStr, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 Dtype = Literal["float32", "float16", "bfloat16"]
 Device = Literal["auto", "cpu", "cuda"]
 CHAT_TEMPLATE = (  # description of a field of several sections
@@ -111,11 +113,16 @@ class Dataset(Section):
 
     STAGES = ("manifest",)
 
-    annotations: StrictStr = setting(
-        description="LLaVA or ShareGPT .json or .jsonl; .parquet or .tar (WebDataset), or a folder of them", path=True
+    annotations: StrictStr | Annotated[list[StrictStr], Field(min_length=1)] = setting(
+        description=".json or .jsonl (LLaVA, ShareGPT, OpenAI, Alpaca); .parquet or .tar (WebDataset), or a folder of "
+        "them; a glob, or a list of files, folders and globs",
+        path=True,
     )
     images: StrictStr | None = setting(
         None, "folder that image names are relative to; null: the folder of annotations", path=True
+    )
+    follow_links: StrictBool = setting(
+        True, "follow links in the images folder that lead out of it; false: reject the samples of such images"
     )
     shards: Count = setting(1, "number of extraction jobs", stages=("manifest", "shards"))
     max_rejected: Share = setting(
@@ -131,9 +138,17 @@ class Dataset(Section):
     @model_validator(mode="after")
     def _images_beside_annotations(self):
         if self.images is None:
-            path = Path(self.annotations)
-            self.images = str(path if path.is_dir() else path.parent)
+            self.images = common_folder(self.annotations)
         return self
+
+    @property
+    def image_folders(self) -> list[str]:
+        """The folder of image files, and the folder of annotations that may have images inside, if it is another."""
+        paths = [self.annotations] if isinstance(self.annotations, str) else self.annotations
+        folders = [self.images or ""]
+        if not all(path.endswith((".json", ".jsonl")) for path in paths):
+            folders.append(common_folder(self.annotations))
+        return list(dict.fromkeys(folders))
 
 
 class MiniMix(Section):

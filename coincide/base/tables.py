@@ -80,7 +80,7 @@ def write_records(records: Iterable[dict], path: Path | str) -> int:
         file.write("[")
         for record in records:
             file.write(",\n" if count else "\n")
-            json.dump(record, file, ensure_ascii=False, indent=1, default=str)
+            json.dump(record, file, ensure_ascii=False, indent=1)
             count += 1
         file.write("\n]\n")
     return count

@@ -11,8 +11,8 @@ import pandas as pd
 
 from coincide.base.progress import Progress
 from coincide.base.sections import Dataset
-from coincide.dataset.formats import DatasetError
-from coincide.dataset.images import ImageError, check_image_header, open_image
+from coincide.dataset.dataset_format import DatasetError
+from coincide.dataset.images import ImageError, ImageFolders, check_image_header, open_image
 from coincide.dataset.record_checks import Rejection, check_record
 from coincide.dataset.samples import Reason, RejectedSample, rejected_table
 from coincide.dataset.shard_assignment import assign_shards
@@ -36,11 +36,12 @@ CHECKED_COLUMNS = {
 SEPARATOR = "\0"  # between the image names of a sample; no file name contains it
 ROWS_PER_BATCH = 4096
 DIGEST_LENGTH = 20  # hexadecimal digits
+EXAMPLES = 3  # of each reason, in the message when too many samples are rejected
 LONGEST_DIGEST = 40  # with the suffixes that keep digests of equal records apart
 
 
 def build_manifest(
-    records: Iterable[Any], images: str | Path, dataset: Dataset, *, clusters: int = 1, threads: int = 1
+    records: Iterable[Any], images: ImageFolders, dataset: Dataset, *, threads: int = 1
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Divide the rows of a dataset into usable samples and rejected ones.
 
@@ -49,9 +50,8 @@ def build_manifest(
 
     Args:
         records: LLaVA records, any JSON values.
-        images: folder that image names are relative to.
+        images: folder that image names are relative to, and folders of files with images inside (see `open_image`).
         dataset: section of the config.
-        clusters: number of clusters that the samples will be divided into; an early check only.
         threads: threads that check images.
 
     Returns:
@@ -60,47 +60,82 @@ def build_manifest(
         other.
 
     Raises:
-        DatasetError: there is no images folder, or there are fewer usable samples than shards or clusters.
+        DatasetError: there is no images folder.
     """
-    if not Path(images).is_dir():
-        raise DatasetError(f"the images folder {images} does not exist; set dataset.images")
+    folders = [images] if isinstance(images, str | Path) else list(images)
+    if not Path(folders[0]).is_dir():
+        raise DatasetError(f"the images folder {folders[0]} does not exist; set dataset.images")
     samples, malformed = _check_records(records, with_digests=dataset.duplicate_ids == "digest")
     samples, duplicates = _assign_ids(samples, dataset.duplicate_ids)
-    faults = _find_faulty_images(_image_uses(samples).unique(), images, dataset.decode_images, threads)
+    faults = _find_faulty_images(_image_uses(samples).unique(), folders, dataset, threads)
     samples, with_faulty_images = _reject_faulty_images(samples, faults)
-    if len(samples) < dataset.shards:
-        raise DatasetError(f"only {len(samples)} usable samples for {dataset.shards} shards; lower dataset.shards")
-    if len(samples) < clusters:
-        raise DatasetError(f"only {len(samples)} usable samples for {clusters} clusters; lower clustering.k")
     manifest = assign_shards(samples, dataset.shards)[list(MANIFEST_COLUMNS)].astype(MANIFEST_COLUMNS)
     rejected = sorted([*malformed, *duplicates, *with_faulty_images], key=lambda sample: sample.dataset_row)
     return manifest, rejected_table(rejected)
 
 
-def check_rejected(rejected: pd.DataFrame, total: int, max_rejected: float) -> None:
+def check_manifest(
+    manifest: pd.DataFrame, rejected: pd.DataFrame, dataset: Dataset, *, clusters: int = 1, rejected_path: str = ""
+) -> None:
+    """Stop the run if too many samples were rejected, or too few are left.
+
+    Args:
+        manifest: table of the usable samples.
+        rejected: table of the rejected samples.
+        dataset: section of the config.
+        clusters: number of clusters that the samples will be divided into; an early check only.
+        rejected_path: file that keeps the table of the rejected samples, for the message.
+
+    Raises:
+        DatasetError: with every reason and examples of each.
+    """
+    check_rejected(rejected, len(manifest) + len(rejected), dataset.max_rejected, rejected_path=rejected_path)
+    reasons = "".join(f"\n{line}" for line in _describe_rejected(rejected, rejected_path))
+    if len(manifest) < dataset.shards:
+        raise DatasetError(
+            f"only {len(manifest)} usable samples for {dataset.shards} shards; lower dataset.shards{reasons}"
+        )
+    if len(manifest) < clusters:
+        raise DatasetError(f"only {len(manifest)} usable samples for {clusters} clusters; lower clustering.k{reasons}")
+
+
+def check_rejected(rejected: pd.DataFrame, total: int, max_rejected: float, *, rejected_path: str = "") -> None:
     """Stop the run if too many samples were rejected.
 
     Args:
         rejected: table of the rejected samples.
         total: rows of the dataset.
         max_rejected: largest share of the dataset that may be rejected.
+        rejected_path: file that keeps the table of the rejected samples, for the message.
 
     Raises:
-        DatasetError: with the most frequent reason and up to three examples.
+        DatasetError: with every reason, and up to three examples of each.
     """
     if not total or len(rejected) / total <= max_rejected:
         return
-    reason = rejected["reason"].value_counts().index[0]
-    examples = rejected[rejected["reason"] == reason].head(3)
     lines = [
         f"{len(rejected)} of {total} samples ({len(rejected) / total:.1%}) were rejected, above "
-        f"dataset.max_rejected ({max_rejected:.1%}). The most frequent reason is {reason!r}, for example:",
-        *(f"  row {example.position} ({example.sample_id}): {example.detail}" for example in examples.itertuples()),
+        f"dataset.max_rejected ({max_rejected:.1%}).",
+        *_describe_rejected(rejected, rejected_path),
     ]
-    if reason == Reason.DUPLICATE_ID:
+    if (rejected["reason"] == Reason.DUPLICATE_ID).any():
         lines.append("If samples with the same id are different samples, set dataset.duplicate_ids to digest.")
     lines.append("Fix the dataset or raise dataset.max_rejected.")
     raise DatasetError("\n".join(lines))
+
+
+def _describe_rejected(rejected, path):
+    """Lines of text: the reasons, the most frequent first, with examples, and the file with all of them."""
+    lines = []
+    for reason, count in rejected["reason"].value_counts().items():
+        examples = rejected[rejected["reason"] == reason].head(EXAMPLES)
+        lines.append(f"{reason} ({count}), for example:")
+        for example in examples.itertuples():
+            sample_id = f" ({example.sample_id})" if isinstance(example.sample_id, str) else ""
+            lines.append(f"  row {example.position}{sample_id}: {example.detail}")
+    if lines and path:
+        lines.append(f"All rejected samples are in {path}.")
+    return lines
 
 
 def _check_records(records, *, with_digests):
@@ -133,7 +168,7 @@ def _check_records(records, *, with_digests):
 
 
 def _digest(record):
-    content = json.dumps(record, sort_keys=True, default=str).encode()
+    content = json.dumps(record, sort_keys=True).encode()
     return hashlib.sha256(content).hexdigest()[:DIGEST_LENGTH]
 
 
@@ -196,14 +231,14 @@ def _image_uses(samples):
     return with_images.str.split(SEPARATOR, regex=False).explode()
 
 
-def _find_faulty_images(names, folder, decode, threads):
+def _find_faulty_images(names, folders, dataset, threads):
     """Check images and return the faulty ones: dict of name -> (reason, detail)."""
 
-    check_image = open_image if decode else check_image_header
+    check_image = open_image if dataset.decode_images else check_image_header
 
     def find_fault(name):
         try:
-            check_image(folder, name)
+            check_image(folders, name, follow_links=dataset.follow_links)
         except ImageError as error:
             return error.reason, str(error)
         return None

@@ -1,12 +1,19 @@
 """Checks of single records: which can be used, and why not."""
 
+import re
 from typing import Any
 
-from coincide.dataset.conversation import IMAGE_MARK, ROLES, text_length
-from coincide.dataset.formats import UnreadableRow
-from coincide.dataset.samples import Reason, RejectedSample
+from coincide.dataset.conversation import (
+    IMAGE_MARK,
+    SYSTEM,
+    find_unsupported_medium,
+    image_list,
+    text_length,
+)
+from coincide.dataset.samples import Reason, RejectedSample, UnreadableRow
 
-SPEAKERS = tuple(ROLES)  # turns alternate between these, starting with the first
+SPEAKERS = ("human", "gpt")  # turns alternate between these after a system turn, starting with the first
+URL = re.compile(r"(?:https?|s3|gs|hf)://|data:", re.IGNORECASE)
 
 
 class Rejection(ValueError):
@@ -23,7 +30,7 @@ class Rejection(ValueError):
     def rejected_sample(self, record: Any, position: int) -> RejectedSample:
         """The rejected sample of a record at a position of the dataset."""
         identifier = record.get("id") if isinstance(record, dict) else None
-        sample_id = str(identifier) if isinstance(identifier, str | int) else None
+        sample_id = _id_text(identifier) if isinstance(identifier, str | int | float) else None
         return RejectedSample(sample_id, position, self.reason, str(self))
 
 
@@ -41,19 +48,28 @@ def check_record(record: Any) -> dict[str, Any]:
         Rejection: the record cannot be used.
     """
     if isinstance(record, UnreadableRow):
-        raise Rejection(Reason.MALFORMED_RECORD, record.detail)
+        raise Rejection(record.reason, record.detail)
     if not isinstance(record, dict):
         raise Rejection(Reason.MALFORMED_RECORD, f"a record must be an object, not {type(record).__name__}")
+    medium = find_unsupported_medium(record)
+    if medium:
+        raise Rejection(Reason.UNSUPPORTED_MEDIUM, medium)
     images = _check_image_names(record.get("image"))
     identifier = record.get("id")
-    if identifier is not None and not isinstance(identifier, str | int):
-        raise Rejection(Reason.MALFORMED_RECORD, "`id` must be a string or an integer")
-    turns = _check_turns(record.get("conversations"))
+    if isinstance(identifier, bool) or not isinstance(identifier, str | int | float | None):
+        raise Rejection(Reason.MALFORMED_RECORD, "`id` must be a string or a number")
+    if record.get("conversations") is None:
+        keys = ", ".join(repr(key) for key in list(record)[:10]) or "none"
+        raise Rejection(
+            Reason.EMPTY_CONVERSATION,
+            f"the record has no turns (its keys: {keys}); give it `conversations` or `messages`",
+        )
+    turns = _check_turns(record["conversations"])
     marks = sum(turn["value"].count(IMAGE_MARK) for turn in turns)
     if marks != len(images):
         raise Rejection(Reason.IMAGE_TOKEN_COUNT_MISMATCH, f"{marks} {IMAGE_MARK} marks for {len(images)} images")
     return {
-        "sample_id": None if identifier in (None, "") else str(identifier),
+        "sample_id": None if identifier in (None, "") else _id_text(identifier),
         "source": _source(record, images),
         "image": images[0] if images else None,
         "images": images,
@@ -63,11 +79,24 @@ def check_record(record: Any) -> dict[str, Any]:
     }
 
 
+def _id_text(identifier):
+    """An id as text; 12.0, which programs write for 12 where some ids are missing, is 12."""
+    if isinstance(identifier, float) and identifier.is_integer():
+        identifier = int(identifier)
+    return str(identifier)
+
+
 def _check_image_names(image):
     """Check the value of `image`; returns the list of image names."""
-    names = [] if image is None else image if isinstance(image, list) else [image]
-    if not all(isinstance(name, str) and name and "\0" not in name for name in names):
+    names = image_list(image)
+    if not all(isinstance(name, str) and "\0" not in name for name in names):
         raise Rejection(Reason.MALFORMED_RECORD, "`image` must be a file name or a list of file names")
+    for name in names:
+        if URL.match(name):
+            kind = "embedded in the record" if name[:5].lower() == "data:" else "on another machine"
+            raise Rejection(
+                Reason.UNSUPPORTED_MEDIUM, f"the image {name[:60]!r} is {kind}; save it as a file and name the file"
+            )
     return names
 
 
@@ -80,12 +109,18 @@ def _check_turns(turns):
     for i, turn in enumerate(turns):
         if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
             raise Rejection(Reason.MALFORMED_TURNS, f"turn {i} must be an object with a text `value`")
+    first = int(turns[0].get("from") == SYSTEM)  # the turn after the system turn
+    for i, turn in enumerate(turns[first:]):
         expected = SPEAKERS[i % len(SPEAKERS)]
         if turn.get("from") != expected:
-            raise Rejection(Reason.MALFORMED_TURNS, f"turn {i} must be from {expected!r}, not {turn.get('from')!r}")
-    if len(turns) % len(SPEAKERS):
+            raise Rejection(
+                Reason.MALFORMED_TURNS, f"turn {i + first} must be from {expected!r}, not {turn.get('from')!r}"
+            )
+    if len(turns) == first or (len(turns) - first) % len(SPEAKERS):
         raise Rejection(Reason.MALFORMED_TURNS, "the last turn must be from 'gpt'")
-    answers = [turn["value"] for turn in turns[1::2]]
+    if first and IMAGE_MARK in turns[0]["value"]:
+        raise Rejection(Reason.MALFORMED_TURNS, f"the system turn contains {IMAGE_MARK}")
+    answers = [turn["value"] for turn in turns[first + 1 :: 2]]
     if not any(answer.replace(IMAGE_MARK, "").strip() for answer in answers):
         raise Rejection(Reason.EMPTY_CONVERSATION, "no answer contains any text")
     if any(IMAGE_MARK in answer for answer in answers):

@@ -17,6 +17,7 @@ class Reason(StrEnum):
     MALFORMED_RECORD = "malformed record"
     EMPTY_CONVERSATION = "empty conversation"
     MALFORMED_TURNS = "malformed turns"
+    UNSUPPORTED_MEDIUM = "unsupported medium"
     IMAGE_TOKEN_COUNT_MISMATCH = "image token count mismatch"
     DUPLICATE_ID = "duplicate id"
     MISSING_IMAGE = "missing image"
@@ -59,10 +60,31 @@ class RejectedSample:
     detail: str
 
 
+@dataclass(frozen=True)
+class UnreadableRow:
+    """A row of a dataset that could not be read as a record.
+
+    Attributes:
+        detail: what is wrong with it.
+        reason: the reason to reject it with.
+    """
+
+    detail: str
+    reason: Reason = Reason.MALFORMED_RECORD
+
+
 REJECTED_COLUMNS = {"sample_id": "str", "position": "int64", "reason": "str", "detail": "str"}
 
 
 def rejected_table(rejected: Iterable[RejectedSample]) -> pd.DataFrame:
     """Table of sample_id, position (the row in the dataset), reason and detail."""
-    rows = [(sample.id, sample.dataset_row, str(sample.reason), sample.detail) for sample in rejected]
+    rows = [
+        (valid_unicode(sample.id), sample.dataset_row, str(sample.reason), valid_unicode(sample.detail))
+        for sample in rejected
+    ]
     return pd.DataFrame(rows, columns=list(REJECTED_COLUMNS)).astype(REJECTED_COLUMNS)
+
+
+def valid_unicode(text: str | None) -> str | None:
+    r"""Text that can be written to a file: lone surrogates become escapes such as \\ud800."""
+    return None if text is None else text.encode("utf-8", "backslashreplace").decode()

@@ -34,6 +34,8 @@ def _split_by_cost(costs, shards):
     more than a shard would leave shards empty; then groups move to neighbouring shards until none is empty.
     """
     count = len(costs)
+    if not count:
+        return np.empty(0, np.int64)
     middles = np.cumsum(costs) - costs / 2
     group_shards = np.minimum((middles * shards / costs.sum()).astype(np.int64), shards - 1)
     if count < shards:

@@ -45,7 +45,7 @@ def write_shards(records: Iterable[Any], manifest: pd.DataFrame, shards: int, fo
                 continue
             line = {"sample_id": sample_ids[row], "position": position, "place": int(row), "record": record}
             shard = sample_shards[row]
-            buffers[shard].append(json.dumps(line, default=str) + "\n")
+            buffers[shard].append(json.dumps(line) + "\n")
             if len(buffers[shard]) == LINES_PER_WRITE:
                 flush(shard)
         for shard in range(shards):

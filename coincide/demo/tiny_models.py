@@ -38,8 +38,9 @@ PAD, BEGIN, END = "<pad>", "<s>", "</s>"
 MAX_TOKENS = 1024
 CLIP_MAX_TOKENS = 77  # as in OpenAI's CLIP
 
-# The conversation format of Vicuna, as in LLaVA-1.5. A message's content is a string or a list of parts.
-CHAT_TEMPLATE = """\
+# The conversation format of Vicuna, as in LLaVA-1.5. A message's content is a string or a list of parts. The tokenizers
+# are trained on this text, too, so that a change of it would change the models.
+TEMPLATE_WITHOUT_SYSTEM = """\
 {{ bos_token }}Look and answer.\
 {% for message in messages %}\
 {% if message['role'] == 'user' %} USER: {% else %} ASSISTANT: {% endif %}\
@@ -50,6 +51,18 @@ CHAT_TEMPLATE = """\
 {% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}\
 {% endfor %}\
 {% if add_generation_prompt %} ASSISTANT:{% endif %}"""
+# A system turn takes the place of the fixed prefix.
+CHAT_TEMPLATE = TEMPLATE_WITHOUT_SYSTEM.replace(
+    "Look and answer.{% for message in messages %}",
+    """\
+{% if messages and messages[0]['role'] == 'system' %}\
+{% if messages[0]['content'] is string %}{{ messages[0]['content'] }}{% else %}\
+{% for part in messages[0]['content'] %}{{ part['text'] }}{% endfor %}\
+{% endif %}\
+{% set messages = messages[1:] %}\
+{% else %}Look and answer.{% endif %}\
+{% for message in messages %}""",
+)
 
 
 def build_tiny_model(
@@ -77,7 +90,9 @@ def build_tiny_model(
     texts = [turn["value"] for record in records for turn in record["conversations"]]
     untrained = Path(checkpoints) / "untrained"
     with replacing(untrained) as temporary_folder:
-        build_model([CHAT_TEMPLATE, *texts], shape=tiny_model.shape, seed=tiny_model.seed, output=temporary_folder)
+        build_model(
+            [TEMPLATE_WITHOUT_SYSTEM, *texts], shape=tiny_model.shape, seed=tiny_model.seed, output=temporary_folder
+        )
     finetune(
         untrained,
         records,

@@ -9,6 +9,7 @@ from lmms_eval.api.instance import Instance
 from lmms_eval.models.simple.llava_hf import DEFAULT_IMAGE_TOKEN, LlavaHf
 
 from coincide.base.progress import Progress
+from coincide.dataset.images import to_rgb
 from coincide.models.chat import render_prompt
 from coincide.models.families import complete_processor
 
@@ -55,7 +56,7 @@ class BatchedLlava(LlavaHf):
 
     def _images(self, request):
         _, _, doc_to_visual, doc_id, task, split = request.args
-        return doc_to_visual(self.task_dict[task][split][doc_id])
+        return [to_rgb(image) for image in doc_to_visual(self.task_dict[task][split][doc_id])]
 
     def _prompt(self, context, images):
         # Rendered as in training: by the processor's own template, with the images as content of the turn.

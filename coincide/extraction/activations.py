@@ -22,6 +22,7 @@ from coincide.base.activation_store import ROW_GROUP, Activations, StorageError,
 from coincide.base.progress import Progress
 from coincide.base.sections import ReferenceModel
 from coincide.base.tables import write_table
+from coincide.dataset.images import ImageFolders
 from coincide.dataset.samples import Reason, RejectedSample, Sample
 from coincide.dataset.shards import read_shard
 from coincide.extraction.encoding import (
@@ -44,7 +45,7 @@ WINDOW = 512  # samples that are batched by length together and written together
 
 def extract_shard(
     shard: str | Path,
-    images: str | Path,
+    images: ImageFolders,
     reference: ReferenceModel,
     output: str | Path,
     metrics_output: str | Path,
@@ -75,7 +76,7 @@ def extract(
     model: Any,
     processor: Any,
     samples: Sequence[Sample],
-    images: str | Path,
+    images: ImageFolders,
     reference: ReferenceModel,
     *,
     output: str | Path,

@@ -16,7 +16,7 @@ from coincide.base.progress import Progress
 from coincide.base.sections import ClipModel
 from coincide.base.tables import CLIP_EMBEDDING
 from coincide.dataset.conversation import IMAGE_MARK
-from coincide.dataset.images import ImageError, image_names, open_image
+from coincide.dataset.images import ImageError, ImageFolders, image_names, open_image
 from coincide.dataset.samples import Sample
 from coincide.models.loading import move_to_model
 
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 FLOAT32 = np.dtype("<f4")
 
 
-def score_shard(samples: Sequence[Sample], images: str | Path, clip: ClipModel) -> pd.DataFrame:
+def score_shard(samples: Sequence[Sample], images: ImageFolders, clip: ClipModel) -> pd.DataFrame:
     """`clip_scores` of a shard's samples with the model of a ClipModel section."""
     model, processor = load_clip(clip.name, revision=clip.revision, dtype=clip.dtype, device=clip.device)
     return clip_scores(model, processor, samples, images, batch_size=clip.batch_size)
@@ -41,7 +41,7 @@ def load_clip(
 
 
 def clip_scores(
-    model: Any, processor: Any, samples: Sequence[Sample], images: str | Path, *, batch_size: int
+    model: Any, processor: Any, samples: Sequence[Sample], images: ImageFolders, *, batch_size: int
 ) -> pd.DataFrame:
     """CLIP score and embeddings of each sample. The score is the cosine of its image and its text embedding.
 

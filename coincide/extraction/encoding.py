@@ -10,7 +10,6 @@ import os
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,8 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from coincide.base.errors import UserError
-from coincide.dataset.images import ImageError, image_names, open_image
+from coincide.dataset.conversation import SYSTEM
+from coincide.dataset.images import ImageError, ImageFolders, image_names, open_image
 from coincide.dataset.samples import Reason, RejectedSample, Sample
 from coincide.models.chat import (
     ChatTemplateError,
@@ -84,10 +84,10 @@ class Encoder:
     def __init__(
         self,
         processor: Any,
-        images: str | Path,
+        images: ImageFolders,
         *,
         image_token_id: int,
-        prefix: tuple[int, int],
+        prefix: tuple[int, int, int],
         max_tokens: int,
     ):
         self.processor, self.images = processor, images
@@ -191,7 +191,9 @@ class Encoder:
         if len(encoded.ids) > self.max_tokens:
             detail = f"{len(encoded.ids)} tokens, reference_model.max_tokens is {self.max_tokens}"
             return reject(encoded.sample, Reason.TOO_LONG, detail)
-        encoded.masks.text[: self.prefix[bool(encoded.masks.visual.any())]] = False
+        has_system_turn = encoded.sample.record["conversations"][0]["from"] == SYSTEM
+        prefix = self.prefix[2 if has_system_turn else bool(encoded.masks.visual.any())]
+        encoded.masks.text[:prefix] = False
         return encoded
 
 

@@ -6,7 +6,6 @@ import inspect
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from coincide.base.sections import ReferenceModel
+from coincide.dataset.images import ImageFolders
 from coincide.dataset.samples import Sample
 from coincide.extraction.encoding import Encoded, Encoder, group_by_images
 from coincide.extraction.features import decoder_layers, features
@@ -172,7 +172,7 @@ def load_reference(reference: ReferenceModel) -> tuple[Any, Any]:
 
 
 def build_extractor(
-    model: Any, processor: Any, images: str | Path, reference: ReferenceModel
+    model: Any, processor: Any, images: ImageFolders, reference: ReferenceModel
 ) -> tuple[Extractor, Encoder]:
     """(Extractor, Encoder) of a loaded model.
 
@@ -202,7 +202,7 @@ def build_extractor(
 
 
 def open_extractor(
-    reference: ReferenceModel, images: str | Path, samples: Iterable[Sample]
+    reference: ReferenceModel, images: ImageFolders, samples: Iterable[Sample]
 ) -> tuple[Extractor, Encoder, int]:
     """Load a reference model to read samples with.
 

@@ -191,23 +191,30 @@ def _check_image_tokens(processor, messages, text):
         )
 
 
-def fixed_prefix(processor: Any) -> tuple[int, int]:
+def fixed_prefix(processor: Any) -> tuple[int, int, int]:
     """Number of tokens that the chat template writes before the content of any conversation.
 
     Measured as the common prefix of conversations that start differently. With an image first, it ends before the
-    first token that the processor writes for the image.
+    first token that the processor writes for the image. A system turn is content, too: it takes the place of the
+    template's default.
 
     Returns:
-        (without image, with image)
+        (without image, with image, with a system turn); the last is 0 if the template refuses system turns.
     """
-    return _common_prefix(processor, []), _common_prefix(processor, [{"type": "image"}])
+    try:
+        with_system = _common_prefix(processor, [], with_system=True)
+    except RefusedTurnsError:
+        with_system = 0
+    return _common_prefix(processor, []), _common_prefix(processor, [{"type": "image"}]), with_system
 
 
-def _common_prefix(processor, image_parts):
+def _common_prefix(processor, image_parts, *, with_system=False):
     rows = []
     for word in PROBES:
-        message = {"role": "user", "content": [*image_parts, {"type": "text", "text": word}]}
-        text = _apply_template(processor, [message]).split(processor.image_token)[0]
+        text_part = {"type": "text", "text": word}
+        messages = [{"role": "system", "content": [text_part]}] if with_system else []
+        messages.append({"role": "user", "content": [*image_parts, text_part]})
+        text = _apply_template(processor, messages).split(processor.image_token)[0]
         rows.append(processor.tokenizer(text, add_special_tokens=_adds_special(processor, text))["input_ids"])
     length = min(map(len, rows))
     tokens = np.array([row[:length] for row in rows])

@@ -1,6 +1,7 @@
 """Decoder layers by index or by fraction of depth."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def resolve_layers(layers: Sequence[int | float], depth: int) -> list[int]:
 def config_depth(folder: str | Path) -> int | None:
     """Number of decoder layers in a checkpoint folder's config.json; None if the file or the number is missing."""
     path = Path(folder) / "config.json"
-    if not path.is_file():
+    if not os.path.isfile(path):  # False also for a name that is too long
         return None
     config = json.loads(path.read_text())
     return config.get("text_config", config).get("num_hidden_layers")

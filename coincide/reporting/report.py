@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from coincide.base.files import replacing
 from coincide.dataset.conversation import IMAGE_MARK
 from coincide.dataset.formats import to_llava
-from coincide.dataset.images import ImageError, image_names, open_image
+from coincide.dataset.images import ImageError, ImageFolders, image_names, open_image
 from coincide.reporting.summary import AVERAGE, headline_table, short_names
 
 CLUSTERS_SHOWN = 8
@@ -35,7 +35,7 @@ def write_report(
     cluster_stats: pd.DataFrame,
     coreset: pd.DataFrame,
     dataset: Any,
-    images: str | Path,
+    images: ImageFolders,
     figures: Mapping[str, str | Path],
     benchmarks: Iterable[str | Path],
     shared: Mapping[str, Sequence[str]],

@@ -21,6 +21,7 @@ from coincide.base.errors import UserError
 from coincide.base.progress import Progress
 from coincide.base.rows import unit_rows
 from coincide.base.sections import Checkpoint, Training, TransferCheck
+from coincide.dataset.images import ImageFolders
 from coincide.models.loading import load_model, move_to_model
 from coincide.study.comparison import interval
 from coincide.training.collator import IGNORED_LABEL, Collator
@@ -70,7 +71,7 @@ def answer_loss(
     model: PreTrainedModel,
     processor: ProcessorMixin,
     records: Sequence[dict],
-    images: Path | str,
+    images: ImageFolders,
     *,
     batch_size: int,
 ) -> float:
@@ -101,7 +102,7 @@ def measure_gains(
     chosen: Sequence[ClusterSplit],
     centroids: np.ndarray,
     records: Mapping[int, dict],
-    images: Path | str,
+    images: ImageFolders,
     training: Training,
     *,
     seed: int,
@@ -207,7 +208,7 @@ def correlation(pairs: pd.DataFrame, *, seed: int = 0) -> dict[str, Any]:
 
 def check_transfer(
     records: Iterable[tuple[int, dict]],
-    images: Path | str,
+    images: ImageFolders,
     clusters: pd.DataFrame,
     centroids: np.ndarray,
     checkpoint: Checkpoint,

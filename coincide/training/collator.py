@@ -1,14 +1,13 @@
 """Batches for training: model inputs, with labels on the answer tokens only."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import ProcessorMixin
 
-from coincide.dataset.images import image_names, open_image
+from coincide.dataset.images import ImageFolders, image_names, open_image
 from coincide.models.chat import Masks, encode, render
 
 IGNORED_LABEL = -100  # label of tokens that the loss ignores; the default of torch's cross_entropy
@@ -30,7 +29,7 @@ class Collator:
         self,
         processor: ProcessorMixin,
         records: Sequence[dict],
-        images: Path | str,
+        images: ImageFolders,
         max_tokens: int | None = None,
         include_rows: bool = False,
     ) -> None:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from coincide.base.files import replacing
 from coincide.base.sections import TargetModel
+from coincide.dataset.images import ImageFolders
 from coincide.training.finetune import finetune
 from coincide.training.trainers import SCORING_NETWORK
 
@@ -24,7 +25,7 @@ def measure_difficulty(
     records: Sequence[dict],
     sample_ids: Sequence[str],
     embeddings: np.ndarray,
-    images: Path | str,
+    images: ImageFolders,
     *,
     seed: int,
     checkpoints: Path | str,

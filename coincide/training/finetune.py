@@ -21,6 +21,7 @@ from coincide.base.errors import UserError
 from coincide.base.files import replacing
 from coincide.base.progress import Progress
 from coincide.base.sections import Checkpoint, Training
+from coincide.dataset.images import ImageFolders
 from coincide.models.loading import load_model, weights_digest
 from coincide.training.adaptation import freeze, with_lora
 from coincide.training.collator import Collator
@@ -38,7 +39,7 @@ class DeviceError(UserError):
 def finetune(
     checkpoint: Checkpoint | str | Path,
     records: Sequence[dict],
-    images: Path | str,
+    images: ImageFolders,
     training: Training,
     *,
     seed: int,
@@ -82,7 +83,7 @@ def finetune(
     arguments = {
         "checkpoint": asdict(checkpoint),
         "records": records,
-        "images": str(images),
+        "images": str(images) if isinstance(images, str | Path) else list(map(str, images)),
         "training": training.model_dump(),
         "seed": seed,
         "output": str(output),
@@ -101,7 +102,7 @@ def finetune(
 def train(
     checkpoint: Checkpoint,
     records: Sequence[dict],
-    images: Path | str,
+    images: ImageFolders,
     training: Training,
     seed: int,
     output: Path | str,

@@ -14,7 +14,8 @@ from pydantic_core import ErrorDetails
 from coincide import methods
 from coincide.base.errors import UserError
 from coincide.base.sections import Config
-from coincide.dataset.formats import DatasetError, open_dataset
+from coincide.dataset.formats import DatasetError, expand_annotations, open_dataset
+from coincide.dataset.json_formats import RECORD_KEYS
 from coincide.models.layers import config_depth, resolve_layers
 from coincide.selection.budget import total_budget
 
@@ -55,6 +56,17 @@ def check_config(values: dict[str, Any], *, files: bool = True) -> Config:
     if problems:
         raise ConfigError(problems)
     return config
+
+
+def check_workflow_folder(folder: str) -> None:
+    """Check the path of the folder that contains the Snakefile.
+
+    Raises:
+        ConfigError: Snakemake cannot run from this path.
+    """
+    problems = list(_brace_problems("the folder of the workflow", [folder]))
+    if problems:
+        raise ConfigError(problems)
 
 
 def problem_line(error: ErrorDetails, model: type[BaseModel]) -> str:
@@ -119,21 +131,39 @@ def _path_problems(config: Config) -> Iterator[str]:
     python, include_path = config.evaluation.python, config.evaluation.include_path
     if python and not Path(python).is_file():
         yield f"evaluation.python: {python} does not exist; set it to the path of a Python interpreter, or null"
-    if include_path and not Path(include_path).is_dir():
+    if include_path and not _is_folder(include_path):
         advice = "set it to an existing folder, or null"
         yield f"evaluation.include_path: the folder {include_path} does not exist; {advice}"
 
 
 def _dataset_path_problems(config):
-    annotations, images = config.dataset.annotations, config.dataset.images
-    if annotations not in [f"{mix}/train.json" for mix in (MINI_MIX, EVEN_MIX)]:
+    dataset = config.dataset
+    yield from _brace_problems("dataset.images", dataset.image_folders)
+    if dataset.annotations not in [f"{mix}/train.json" for mix in (MINI_MIX, EVEN_MIX)]:
         try:
-            open_dataset(annotations)
+            yield from _brace_problems("dataset.annotations", expand_annotations(dataset.annotations))
+            next(iter(open_dataset(dataset.annotations)))  # a format that cannot be read is reported at once
         except DatasetError as error:
             yield f"dataset.annotations: {error}"
-    if images not in [f"{mix}/images" for mix in (MINI_MIX, EVEN_MIX)] and not Path(images).is_dir():
+        except StopIteration:
+            yield "dataset.annotations: the dataset contains no samples"
+    if dataset.images not in [f"{mix}/images" for mix in (MINI_MIX, EVEN_MIX)] and not _is_folder(dataset.images):
         advice = "set it to the folder that image names are relative to"
-        yield f"dataset.images: the folder {images} does not exist; {advice}"
+        yield f"dataset.images: the folder {dataset.images} does not exist; {advice}"
+
+
+def _brace_problems(key, paths):
+    """Snakemake would replace braces in the path of an input with the value of a wildcard, and knows no escape."""
+    for path in paths:
+        if "{" in path or "}" in path:
+            yield f"{key}: {path} has braces, which Snakemake reserves; rename it, or set a link without braces"
+
+
+def _is_folder(path):
+    try:
+        return Path(path).is_dir()
+    except OSError:  # a name that is too long
+        return False
 
 
 def _model_path_problems(config):
@@ -141,6 +171,7 @@ def _model_path_problems(config):
     if any("clip_scores" in methods.needs(name) for name in config.selection.methods):
         models["clip_model"] = config.clip_model
     for section, model in models.items():
+        yield from _brace_problems(f"{section}.name", [model.name])
         tiny_model = TINY_MODELS.get(model.name)
         if tiny_model:
             if tiny_model not in config.tiny_models:
@@ -148,7 +179,7 @@ def _model_path_problems(config):
                     f"{section}.name: {model.name} is built by the workflow, but tiny_models.{tiny_model} is missing; "
                     "add it"
                 )
-        elif model.name.startswith(("/", "./", "../", "resources/")) and not Path(model.name).is_dir():
+        elif model.name.startswith(("/", "./", "../", "resources/")) and not _is_folder(model.name):
             yield f"{section}.name: the folder {model.name} does not exist; set it to an existing folder or a hub name"
 
 
@@ -168,7 +199,7 @@ def _layer_problems(config: Config) -> Iterator[str]:
 
 def _size_problems(config: Config) -> Iterator[str]:
     n = _count_samples(config)
-    if n is None:
+    if not n:
         return
     if config.clustering.k > n:
         recommended = max(n // 66, 1)
@@ -181,21 +212,25 @@ def _size_problems(config: Config) -> Iterator[str]:
 
 
 def _count_samples(config):
-    """Number of samples, an upper bound for JSON; None for formats whose samples cannot be counted quickly."""
+    """Number of samples, an upper bound for JSON; None if they cannot be counted quickly."""
     annotations = config.dataset.annotations
     if annotations == f"{MINI_MIX}/train.json":
         return config.mini_mix.samples
     if annotations == f"{EVEN_MIX}/train.json":
         return config.even_mix.samples
-    if annotations.endswith((".json", ".jsonl")) and Path(annotations).is_file():
-        return _count_conversations(annotations)
+    try:
+        paths = expand_annotations(annotations)
+    except DatasetError:  # reported by _dataset_path_problems
+        return None
+    if all(path.endswith((".json", ".jsonl")) and Path(path).is_file() for path in paths):
+        return sum(map(_count_records, paths)) or None
     return None
 
 
 @cache
-def _count_conversations(path):
+def _count_records(path):
     """Upper bound of the number of samples in a JSON file, from a count of its keys: parsing gigabytes is slow."""
-    return max(_count_bytes(path, key) for key in (b'"conversations"', b'"messages"'))
+    return max(_count_bytes(path, key) for key in [f'"{key}"'.encode() for key in sorted(RECORD_KEYS)])
 
 
 def _count_bytes(path, key):

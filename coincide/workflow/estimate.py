@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from coincide import methods
 from coincide.base.markdown import markdown_table
 from coincide.base.sections import Checkpoint, Config, Training
-from coincide.dataset.formats import open_dataset, to_llava
+from coincide.dataset.formats import Annotations, open_dataset, to_llava
+from coincide.dataset.images import ImageFolders
 from coincide.dataset.samples import Sample
 from coincide.dataset.shard_assignment import estimated_tokens
 from coincide.extraction.encoding import Encoded, group_by_images, loader_workers
@@ -116,8 +117,8 @@ def _run_model(extractor, encoded):
 
 def estimate_run(
     manifest: pd.DataFrame,
-    annotations: str | Path,
-    images: str | Path,
+    annotations: Annotations,
+    images: ImageFolders,
     config: Config,
     *,
     samples: int,

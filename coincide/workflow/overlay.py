@@ -9,7 +9,9 @@ from coincide.base.sections import Config, Run
 from coincide.workflow.config import ConfigError, check_config, problem_line
 
 
-def check_runs(values: dict[str, Any], *, files: bool = True) -> dict[str, Config]:
+def check_runs(
+    values: dict[str, Any], *, files: bool = True, overrides: dict[str, Any] | None = None
+) -> dict[str, Config]:
     """Check a config that may list several runs, and return the config of each run.
 
     The settings of an entry of `runs` overlay the rest of the config: mappings are merged, other values are replaced.
@@ -18,6 +20,8 @@ def check_runs(values: dict[str, Any], *, files: bool = True) -> dict[str, Confi
     Args:
         values: the config as read from YAML.
         files: also check the files and folders that it names.
+        overrides: the part of the config that --configfile and --config gave, and that Snakemake has already merged
+            into the values.
 
     Returns:
         dict of run -> Config, in the order of the config.
@@ -25,6 +29,7 @@ def check_runs(values: dict[str, Any], *, files: bool = True) -> dict[str, Confi
     Raises:
         ConfigError: one message with every wrong key of every run.
     """
+    values = _without_inherited_images(values, overrides or {})
     if not values.get("runs"):
         single = {**values, "runs": []}
         config = check_config(single, files=files)
@@ -70,9 +75,22 @@ def _replicates(values: dict[str, Any], config: Config, variant: str) -> Iterato
         yield run, _overlaid(values, settings)
 
 
+def _without_inherited_images(values, settings):
+    """The values without `dataset.images` if the settings that were merged into them give other annotations only.
+
+    The images of the dataset that they replaced would be the wrong folder.
+    """
+    dataset = settings.get("dataset")
+    if not isinstance(dataset, dict) or "annotations" not in dataset or "images" in dataset:
+        return values
+    if not isinstance(values.get("dataset"), dict):
+        return values
+    return {**values, "dataset": {key: value for key, value in values["dataset"].items() if key != "images"}}
+
+
 def _overlaid(values, settings):
     """Values with settings merged into them, mappings recursively; the arguments are not changed."""
-    merged = dict(values)
+    merged = dict(_without_inherited_images(values, settings))
     for key, value in settings.items():
         mergeable = isinstance(value, dict) and isinstance(merged.get(key), dict)
         merged[key] = _overlaid(merged[key], value) if mergeable else value

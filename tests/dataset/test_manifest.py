@@ -11,7 +11,7 @@ from PIL import Image, ImageFile
 
 from coincide.base.sections import Dataset
 from coincide.dataset.formats import DatasetError, read_records, to_llava
-from coincide.dataset.manifest import build_manifest, check_rejected
+from coincide.dataset.manifest import build_manifest, check_manifest, check_rejected
 from coincide.dataset.record_checks import Rejection, check_record
 from coincide.dataset.samples import Reason, RejectedSample, rejected_table
 from coincide.dataset.shard_assignment import assign_shards
@@ -69,7 +69,8 @@ def faulty_records(folder):
 def test_each_fault_is_rejected_with_its_reason(folder, monkeypatch, load_truncated):
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", load_truncated)  # lmms-eval sets it
     rows = faulty_records(folder)
-    manifest, rejected = build_manifest([record for record, _ in rows], folder, Dataset(annotations="-", shards=1))
+    dataset = Dataset(annotations="-", shards=1, follow_links=False)
+    manifest, rejected = build_manifest([record for record, _ in rows], folder, dataset)
     assert manifest["sample_id"].tolist() == ["s1"]
     reasons = dict(zip(rejected["position"], rejected["reason"]))
     assert reasons == {i: reason for i, (_, reason) in enumerate(rows) if reason}
@@ -114,10 +115,10 @@ def test_shards_are_even_and_in_order(folder):
     manifest, _ = build_manifest(records, folder, Dataset(annotations="-", shards=3))
     assert manifest["shard"].is_monotonic_increasing
     assert manifest["shard"].value_counts().sort_index().tolist() == [3, 4, 3]
-    with pytest.raises(DatasetError, match="lower dataset"):
-        build_manifest(records, folder, Dataset(annotations="-", shards=11))
-    with pytest.raises(DatasetError, match="lower clustering"):
-        build_manifest(records, folder, Dataset(annotations="-", shards=1), clusters=11)
+    for shards, clusters, advice in ((11, 1, "lower dataset"), (1, 11, "lower clustering")):
+        dataset = Dataset(annotations="-", shards=shards)
+        with pytest.raises(DatasetError, match=advice):
+            check_manifest(*build_manifest(records, folder, dataset), dataset, clusters=clusters)
 
 
 def test_samples_of_the_same_image_are_adjacent_in_one_shard(folder):

@@ -21,7 +21,7 @@ from coincide.extraction.encoding import Encoder, group_by_images
 from coincide.extraction.extractor import Extractor, image_token
 from coincide.extraction.features import decoder_layers
 from coincide.extraction.packing import batches, build_rows, single_row
-from coincide.models.chat import ImageCountError, encode, fixed_prefix, render
+from coincide.models.chat import ImageCountError, encode, fixed_prefix, render, to_messages
 from coincide.models.loading import load_model
 
 LAYERS = [0, 2]
@@ -435,3 +435,39 @@ def test_several_images_of_any_size(loaded, tmp_path):
     (encoded,) = encoder_of(model, processor, tmp_path)(as_samples([record]))
     assert int(encoded.masks.visual.sum()) == 32
     assert np.linalg.norm(batch_features(model, processor, [record], tmp_path, LAYERS)) == pytest.approx(1, abs=1e-5)
+
+
+SYSTEM_TURN = {"from": "system", "value": "answer 7 really"}
+
+
+def test_a_system_turn_reaches_the_text_tokens_of_the_reference_model(loaded, tiny_data):
+    records, folder = tiny_data
+    _, processor = loaded
+    encoder = encoder_of(*loaded, folder)
+    for record in (records[0], records[1]):  # without and with an image
+        assert ("image" in record) == (record is records[1])
+        with_system = {**record, "conversations": [SYSTEM_TURN, *record["conversations"]]}
+        text = render(processor, with_system["conversations"]).text
+        assert text.startswith("<s>answer 7 really USER:")
+        assert render(processor, record["conversations"]).text == text.replace("answer 7 really", "Look and answer.", 1)
+        (encoded,) = encoder([Sample("s", 0, with_system)])
+        (plain,) = encoder([Sample("s", 0, record)])
+        kept = processor.tokenizer.decode(encoded.ids[encoded.masks.text])
+        assert kept.startswith("answer 7 really")
+        assert "<s>" not in kept
+        assert "Look" not in processor.tokenizer.decode(plain.ids[plain.masks.text])
+        assert not (encoded.masks.answer & ~encoded.masks.text).any()
+
+
+def test_without_a_system_turn_the_template_of_the_tiny_models_is_unchanged(loaded, tiny_data):
+    from coincide.demo.tiny_models import TEMPLATE_WITHOUT_SYSTEM
+
+    _, processor = loaded
+    for record in tiny_data[0]:
+        messages = to_messages(record["conversations"])
+        for turns in (messages, messages[:1]):
+            for prompt in (True, False):
+                options = {"add_generation_prompt": prompt}
+                assert processor.apply_chat_template(turns, **options) == processor.apply_chat_template(
+                    turns, chat_template=TEMPLATE_WITHOUT_SYSTEM, **options
+                )

@@ -28,3 +28,15 @@ def test_long_samples_are_truncated_after_their_images(tiny_model, tiny_data):
     assert torch.equal(cut["pixel_values"], whole["pixel_values"])
     images = Collator(processor, records, tiny_data[1], 3)(batch)["input_ids"] == processor.image_token_id
     assert images.sum() == (whole["input_ids"] == processor.image_token_id).sum()
+
+
+def test_a_system_turn_is_read_but_not_learned(tiny_model, tiny_data):
+    processor = load_processor(tiny_model)
+    records, images = tiny_data
+    turn = {"from": "system", "value": "answer 7 really"}
+    record = {**records[1], "conversations": [turn, *records[1]["conversations"]]}
+    batch = Collator(processor, [record], images)([{"row": 0}])
+    assert "answer 7 really USER:" in processor.tokenizer.decode(batch["input_ids"][0])
+    learned = processor.tokenizer.decode(batch["labels"][0][batch["labels"][0] >= 0])
+    assert record["conversations"][2]["value"] in learned
+    assert "answer 7" not in learned
