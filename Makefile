@@ -11,7 +11,7 @@ CONFIG ?=
 SNAKEMAKE = $(BIN)/snakemake --profile profiles/local $(if $(CONFIG),--configfile $(CONFIG))
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo status slurm-profile test test-slurm test-gpu lint schema envs lock clean
+.PHONY: demo check status slurm-profile test test-slurm test-gpu lint schema cluster-table envs lock clean
 
 demo: $(VENV)/ready
 	$(SNAKEMAKE)
@@ -49,6 +49,10 @@ lint: $(VENV)/ready-dev
 schema: $(VENV)/ready
 	$(BIN)/python -c "from coincide.workflow.config import schema; print(schema(), end='')" > config/schema.json
 	$(BIN)/python -c "from coincide.workflow.config_reference import reference; print(reference(), end='')" > config/README.md
+
+# the tables of docs/cluster.md: what the jobs of the paper's recipes ask of a cluster
+cluster-table: $(VENV)/ready
+	$(BIN)/python -m coincide.workflow.demand_table docs/cluster.md
 
 # envs/*.yaml, from requirements.lock
 envs: $(VENV)/ready

@@ -5,11 +5,13 @@
 # its script and its artefact carry the same word. A config may list several runs: what they have in common is
 # computed once, by the first of them.
 import sys
+from functools import cache
 
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version
 
 from coincide import methods
+from coincide.base.devices import machine_gpus
 from coincide.base.errors import UserError
 from coincide.dataset.formats import expand_annotations, is_json
 from coincide.workflow.config import (
@@ -19,6 +21,7 @@ from coincide.workflow.config import (
     check_workflow_folder,
 )
 from coincide.workflow.job import offer_package
+from coincide.workflow.job_resources import RESOURCES, JobResources
 from coincide.workflow.lock import hold_run
 from coincide.workflow.overlay import check_runs
 from coincide.workflow.plan import write_plans

@@ -177,14 +177,32 @@ def requested_texts():
     ]
 
 
-def half_of_cores(wildcards):
-    """Half of the cores: two such jobs side by side are faster than one after the other."""
-    return max(1, (workflow.cores or 2) // 2)
+@cache
+def job_resources():
+    """Threads and resources of all jobs. Which executor runs them is known only after this file is read."""
+    # in a dry run, only the limit of submitted jobs tells
+    if workflow.non_local_exec or workflow.nodes is not None:
+        return JobResources(runs, local=False)
+    if "gpu" not in workflow.global_resources:
+        workflow.register_resource("gpu", len(machine_gpus()))
+    gpus = workflow.global_resources["gpu"].value
+    return JobResources(runs, local=True, cores=workflow.cores, gpus=gpus)
 
 
-def clustering_cores(wildcards):
-    """All cores; half with several runs, since a job that needs all cores waits until every other job is done."""
-    return 64 if len(runs.configs) == 1 else half_of_cores(wildcards)
+def job_threads(stage):
+    """Threads of a rule's jobs."""
+    return lambda wildcards: job_resources().threads(stage, wildcards)
+
+
+def job_needs(stage):
+    """GPUs, nodes, memory and time of a rule's jobs, as resources: name -> lookup."""
+
+    def resource(name):
+        return lambda wildcards, attempt: job_resources().resource(
+            stage, name, wildcards, attempt
+        )
+
+    return {name: resource(name) for name in RESOURCES}
 
 
 def builds_resources():

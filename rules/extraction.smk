@@ -20,7 +20,9 @@ rule activations:
         "../envs/extraction.yaml"
     envmodules:
         *MODULES.extraction,
-    threads: half_of_cores
+    threads: job_threads("activations")
+    resources:
+        **job_needs("activations"),
     params:
         **settings("activations"),
     script:
@@ -77,7 +79,9 @@ rule clip_scores:
         "../envs/extraction.yaml"
     envmodules:
         *MODULES.extraction,
-    threads: half_of_cores
+    threads: job_threads("clip_scores")
+    resources:
+        **job_needs("clip_scores"),
     params:
         **settings("clip_scores"),
     script:

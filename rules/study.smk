@@ -54,7 +54,9 @@ rule check_transfer:
         "../envs/training.yaml"
     envmodules:
         *MODULES.training,
-    threads: 64
+    threads: job_threads("check_transfer")
+    resources:
+        **job_needs("check_transfer"),
     params:
         **settings("check_transfer"),
     script:

@@ -64,7 +64,9 @@ rule estimate_cost:
         "../envs/evaluation.yaml"
     envmodules:
         *MODULES.evaluation,
-    threads: half_of_cores
+    threads: job_threads("estimate_cost")
+    resources:
+        **job_needs("estimate_cost"),
     params:
         samples=256,
         selections=lambda wildcards: selections(wildcards.run),

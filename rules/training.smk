@@ -18,7 +18,9 @@ rule finetune_model:
         "../envs/training.yaml"
     envmodules:
         *MODULES.training,
-    threads: half_of_cores
+    threads: job_threads("finetune_model")
+    resources:
+        **job_needs("finetune_model"),
     params:
         **settings("finetune_model"),
         checkpoints="results/{run}/checkpoints",
@@ -46,7 +48,9 @@ rule difficulty:
         "../envs/training.yaml"
     envmodules:
         *MODULES.training,
-    threads: half_of_cores
+    threads: job_threads("difficulty")
+    resources:
+        **job_needs("difficulty"),
     params:
         **settings("difficulty"),
         checkpoints="results/{run}/checkpoints/difficulty",

@@ -1,4 +1,4 @@
-"""Preparation of a job: its log, its number of threads, and its end when the workflow that started it is gone."""
+"""Preparation of a job: its log, its threads, its GPUs, and its end when the workflow that started it is gone."""
 
 import atexit
 import contextlib
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from coincide.base.errors import UserError
+from coincide.workflow.gpu_lease import lease_gpus
 
 if TYPE_CHECKING:
     from coincide.base.sections import Config
@@ -37,7 +38,8 @@ def start(snakemake: Any) -> "Config":
     Args:
         snakemake: the object that Snakemake defines in a script.
     """
-    prepare(snakemake.log[0], snakemake.threads)
+    resources = snakemake.resources
+    prepare(snakemake.log[0], snakemake.threads, gpus=resources.get("gpu", 0) // resources.get("nodes", 1))
     from coincide.base.sections import Config
 
     # a job without the wildcard `run` builds resources that all runs share
@@ -45,12 +47,16 @@ def start(snakemake: Any) -> "Config":
     return Config.model_validate(snakemake.config[run])
 
 
-def prepare(log: str | Path, threads: int) -> None:
-    """Prepare a job: redirect its output to its log, limit its threads, and end it when its workflow is gone.
+def prepare(log: str | Path, threads: int, gpus: int | None = None) -> None:
+    """Prepare a job: redirect its output to its log, limit its threads, lease its GPUs, and end it with its workflow.
 
     Args:
         log: file that receives all output of the job and of the programs that it starts.
         threads: for numerical libraries.
+        gpus: number of GPUs on this machine; 0: the job sees none; None: those that are visible, without a lease.
+
+    Raises:
+        LeaseError: the machine has fewer GPUs.
     """
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "COINCIDE_THREADS"):
         os.environ[name] = str(threads)
@@ -59,7 +65,11 @@ def prepare(log: str | Path, threads: int) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.captureWarnings(True)
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    _AttemptRecorder(Path(log)).begin()
+    if gpus == 0:
+        lease_gpus(0)
+    _AttemptRecorder(Path(log), gpus or _count_gpus()).begin()
+    if gpus:
+        lease_gpus(gpus)  # may wait; the attempt has begun, so that the job ends with its workflow meanwhile
 
 
 def _redirect_output(log):
@@ -77,8 +87,8 @@ class _AttemptRecorder:
     Until the attempt succeeds, a hard link keeps the log, because Snakemake deletes the log before it retries.
     """
 
-    def __init__(self, log):
-        self.log, self.started, self.state = log, time.time(), "done"
+    def __init__(self, log, gpus):
+        self.log, self.gpus, self.started, self.state = log, gpus, time.time(), "done"
         self.hard_link = log.with_name(f".{log.name}.{self.started * 1e6:.0f}")
 
     def begin(self):
@@ -91,7 +101,7 @@ class _AttemptRecorder:
                 "host": os.uname().nodename,
                 "pid": os.getpid(),
                 "slurm": _slurm_job(),
-                "gpus": _count_gpus(),
+                "gpus": self.gpus,
             },
         )
         atexit.register(self.end)
