@@ -16,6 +16,10 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 demo: $(VENV)/ready
 	$(SNAKEMAKE)
 
+# the check before the first job: make check CONFIG=my.yaml
+check: $(VENV)/ready
+	$(SNAKEMAKE) -- check
+
 # progress of all runs under results/, or of one run: make status RUN=results/demo
 status: $(VENV)/ready
 	@$(BIN)/python -m coincide.workflow.status $(RUN)

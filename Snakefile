@@ -26,7 +26,13 @@ from coincide.workflow.lock import hold_run
 from coincide.workflow.overlay import check_runs
 from coincide.workflow.plan import write_plans
 from coincide.workflow.slurm import cancel_orphans
-from coincide.workflow.stages import CORESET, Runs, section_settings
+from coincide.workflow.stages import (
+    CORESET,
+    PREFLIGHT,
+    Runs,
+    preflight_settings,
+    section_settings,
+)
 
 min_version("9.0")
 
@@ -79,6 +85,7 @@ rule all:
 
 include: "rules/targets.smk"
 include: "rules/demo.smk"
+include: "rules/preflight.smk"
 include: "rules/dataset.smk"
 include: "rules/extraction.smk"
 include: "rules/clustering.smk"

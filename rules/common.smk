@@ -42,6 +42,16 @@ def stage_output(stage, pattern, **values):
     return paths
 
 
+def checked(wildcards):
+    """The result of the check before the first job, which jobs on GPUs wait for."""
+    return ancient(f"{runs.folder(wildcards.run, PREFLIGHT)}/preflight.json")
+
+
+def reads_clip(run):
+    """Whether a method of a run reads CLIP scores."""
+    return any("clip_scores" in methods.needs(name) for name in runs.methods(run))
+
+
 def if_needed(artefact, paths):
     """The files of an artefact if the method of the wildcards needs it, else none."""
     return lambda wildcards: (
@@ -168,7 +178,9 @@ def shared_benchmark_folders(run):
 
 def requested_texts():
     """The texts that this start wrote for the user to read."""
-    names = ("summary.md", "estimate.md", "comparison.md", "transfer_check.md")
+    names = ["summary.md", "estimate.md", "comparison.md", "transfer_check.md"]
+    if any(job.rule.name == "check" for job in workflow.dag.jobs):
+        names.append("preflight.md")
     return [
         path
         for job in workflow.dag.jobs
@@ -203,6 +215,15 @@ def job_needs(stage):
         )
 
     return {name: resource(name) for name in RESOURCES}
+
+
+def profile_overrides(wildcards):
+    """Resources that the profile sets in place of the rules': rule -> name -> value, as text."""
+    overrides = workflow.resource_settings._parsed_overwrite_resources
+    return {
+        name: {key: str(value.raw) for key, value in resources.items()}
+        for name, resources in sorted(overrides.items())
+    }
 
 
 def builds_resources():

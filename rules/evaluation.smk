@@ -3,6 +3,7 @@
 
 rule evaluate_model:
     input:
+        preflight=checked,
         model=stage_output(
             "finetune_model", "models/{target}/{method}/{fraction}/{seed}"
         ),

@@ -3,6 +3,7 @@
 
 rule activations:
     input:
+        preflight=checked,
         shards=stage_output("shards", "shards"),
         images=image_folders,
         model=model_files("reference_model"),
@@ -65,6 +66,7 @@ rule merge:
 
 rule clip_scores:
     input:
+        preflight=checked,
         shards=stage_output("shards", "shards"),
         images=image_folders,
         model=model_files("clip_model"),

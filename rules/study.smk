@@ -36,6 +36,7 @@ rule comparison:
 # The premise of the method, measured: finetune on one cluster, evaluate on the others
 rule check_transfer:
     input:
+        preflight=checked,
         activations=stage_output("merge", "activations.parquet"),
         clusters=stage_output("clusters", "clusters.parquet"),
         centroids=stage_output("clusters", "centroids.parquet"),

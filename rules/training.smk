@@ -3,6 +3,7 @@
 
 rule finetune_model:
     input:
+        preflight=checked,
         coreset=stage_output(
             "coreset_json", "coresets/{method}/{fraction}/coreset.json"
         ),
@@ -30,6 +31,7 @@ rule finetune_model:
 
 rule difficulty:
     input:
+        preflight=checked,
         manifest=stage_output("merge", "manifest.parquet"),
         records=full_coreset("coreset.json"),
         clip_scores=stage_output(

@@ -36,7 +36,8 @@ def recipe_sizes(config: Config) -> Sizes:
     """Sizes of the models of a recipe from their names, the same on every machine."""
     names = (config.reference_model.name, config.target_model.name, config.clip_model.name)
     parameters = [KNOWN_PARAMETERS.get(name) or parameters_in_name(name) or UNKNOWN_PARAMETERS for name in names]
-    return Sizes(*parameters, samples=RECIPES[config.run])
+    reference, target, clip = parameters
+    return Sizes(reference, target, clip, RECIPES[config.run])
 
 
 def demand_table(config: Config) -> str:

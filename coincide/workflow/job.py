@@ -44,7 +44,23 @@ def start(snakemake: Any) -> "Config":
 
     # a job without the wildcard `run` builds resources that all runs share
     run = snakemake.wildcards.get("run", next(iter(snakemake.config)))
-    return Config.model_validate(snakemake.config[run])
+    config = Config.model_validate(snakemake.config[run])
+    if checked := snakemake.input.get("preflight"):
+        pin_revisions(config, checked)
+    return config
+
+
+def pin_revisions(config: "Config", preflight: str | Path) -> None:
+    """Set the revision of every model to the commit that the check before the first job resolved.
+
+    Args:
+        config: changed in place.
+        preflight: preflight.json of the run.
+    """
+    for section, facts in json.loads(Path(preflight).read_text())["models"].items():
+        model = getattr(config, section)
+        if facts["revision"] and facts["name"] == model.name:
+            model.revision = facts["revision"]
 
 
 def prepare(log: str | Path, threads: int, gpus: int | None = None) -> None:

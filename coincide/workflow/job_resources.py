@@ -26,6 +26,7 @@ GPU_SPEED = {"float32": 1e13, "float16": 6e13, "bfloat16": 6e13}
 CPU_SPEED = 2e11
 SAMPLE_TOKENS = 1000  # of a sample of LLaVA-1.5 with its image, rounded up
 TIME_MARGIN = 1.5
+MEMORY_MARGIN = 1.15  # a name such as 7b is rounded
 SAMPLE_BYTES = 1500  # of a record of LLaVA's JSON
 ASSUMED_SAMPLES = 700_000  # where the size of the dataset is not known
 WHOLE_MACHINE = 64  # threads, limited by Snakemake to the cores that there are
@@ -125,7 +126,7 @@ def _activations(config, sizes, fraction):
     return Demand(
         gpus=gpus,
         cpus=8,
-        memory=PROCESS_MEMORY + weights + READ_AHEAD_MEMORY + 7 * WORKER_MEMORY,
+        memory=MEMORY_MARGIN * (PROCESS_MEMORY + weights + READ_AHEAD_MEMORY + 7 * WORKER_MEMORY),
         minutes=_minutes(operations, gpus, reference.dtype, seconds=samples * 0.1),
     )
 
@@ -159,7 +160,7 @@ def _finetune_model(config, sizes, fraction):
         gpus=gpus,
         nodes=training.nodes,
         cpus=training.processes * max(4, 1 + training.loader_workers),
-        memory=training_memory(training, sizes.target),
+        memory=MEMORY_MARGIN * training_memory(training, sizes.target),
         minutes=_minutes(training_operations(training) * sizes.target * tokens, gpus, training.dtype),
     )
 
@@ -175,7 +176,7 @@ def _evaluate_model(config, sizes, fraction):
     return Demand(
         gpus=_gpus(evaluation.device),
         cpus=8,
-        memory=PROCESS_MEMORY + copies + 8 * WORKER_MEMORY,
+        memory=MEMORY_MARGIN * (PROCESS_MEMORY + copies + 8 * WORKER_MEMORY),
         minutes=min(LONGEST, 480 * max(1.0, sizes.target / 7e9)),
     )
 
