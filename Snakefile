@@ -11,7 +11,7 @@ from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version
 
 from coincide import methods
-from coincide.base.devices import machine_gpus
+from coincide.base.gpus import machine_gpus
 from coincide.base.errors import UserError
 from coincide.dataset.formats import expand_annotations, is_json
 from coincide.workflow.config import (

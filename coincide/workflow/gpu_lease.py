@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
-from coincide.base.devices import Gpu, machine_gpus
 from coincide.base.errors import UserError
+from coincide.base.gpus import Gpu, machine_gpus
 
 log = logging.getLogger(__name__)
 

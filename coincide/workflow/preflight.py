@@ -23,8 +23,8 @@ import psutil
 from PIL import Image
 
 from coincide import methods
-from coincide.base.devices import machine_gpus
 from coincide.base.errors import UserError
+from coincide.base.gpus import machine_gpus
 from coincide.base.sections import Checkpoint, Config, Node
 from coincide.dataset.examples import SCANNED, find_examples
 from coincide.dataset.formats import open_dataset, to_llava

@@ -9,7 +9,7 @@ import time
 import pytest
 from conftest import REPO
 
-from coincide.base.devices import Gpu, machine_gpus
+from coincide.base.gpus import Gpu, machine_gpus
 from coincide.workflow.gpu_lease import LeaseError, lease_gpus
 
 LEASE = """
