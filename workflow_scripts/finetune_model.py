@@ -7,13 +7,13 @@ from coincide.workflow.job import start
 
 config = start(snakemake)
 
-from coincide.dataset.formats import read_records
+from coincide.dataset.formats import iterate_records
 from coincide.training.finetune import finetune
 
 names = snakemake.wildcards
 finetune(
     config.target_model.checkpoint,
-    read_records(snakemake.input.coreset),
+    iterate_records(snakemake.input.coreset),
     config.dataset.image_folders,
     config.target_model.training,
     seed=int(names.seed),

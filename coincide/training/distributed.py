@@ -62,6 +62,16 @@ def read_arguments(arguments_file: Path | str) -> dict[str, Any]:
     return json.loads(Path(arguments_file).read_text())
 
 
+def check_nodes(nodes: int) -> None:
+    """Check that the processes can be started on this many nodes.
+
+    Raises:
+        LaunchError: more than one node outside a Slurm job.
+    """
+    if nodes > 1:
+        _slurm_job()
+
+
 def _srun(nodes):
     """Command that starts the rest of the command line once on every node."""
     if nodes == 1:

@@ -5,7 +5,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,17 @@ from coincide.base.files import replacing
 from coincide.base.progress import Progress
 from coincide.base.sections import Checkpoint, Training
 from coincide.dataset.images import ImageFolders
+from coincide.dataset.record_table import records_digest, write_record_table
 from coincide.models.loading import load_model, weights_digest
 from coincide.training.adaptation import freeze, with_lora
 from coincide.training.collator import Collator
-from coincide.training.distributed import launch
+from coincide.training.distributed import check_nodes, launch
 from coincide.training.order import training_order
 from coincide.training.trainers import ProjectorTrainer, ScoringTrainer
 
 log = logging.getLogger(__name__)
+
+RECORDS = "records.arrow"  # file in the folder of checkpoints
 
 
 class DeviceError(UserError):
@@ -38,7 +41,7 @@ class DeviceError(UserError):
 
 def finetune(
     checkpoint: Checkpoint | str | Path,
-    records: Sequence[dict],
+    records: Iterable[dict],
     images: ImageFolders,
     training: Training,
     *,
@@ -57,7 +60,8 @@ def finetune(
 
     Args:
         checkpoint: Checkpoint, hub name or folder of the model to start from.
-        records: n LLaVA records (id, image, conversations).
+        records: n LLaVA records (id, image, conversations); they are written to a file that all processes map into
+            memory.
         images: folder that image names are relative to.
         training: Training section of the config.
         seed: of data order and dropout.
@@ -76,13 +80,23 @@ def finetune(
         raise DeviceError(
             "training.sharding: fsdp requires GPUs, but this training runs on a CPU; set training.sharding to none"
         )
+    check_nodes(training.nodes)
+    table = write_record_table(records, Path(checkpoints) / RECORDS)
+    try:
+        _start(checkpoint, table, images, training, seed, output, checkpoints, features)
+    finally:
+        table.path.unlink(missing_ok=True)
+
+
+def _start(checkpoint, records, images, training, seed, output, checkpoints, features):
+    """Train in this process, or in several processes; arguments as in `finetune`."""
     if training.processes * training.nodes == 1:
         train(checkpoint, records, images, training, seed, output, checkpoints, features)
         return
     # Arguments of `train` as JSON; `coincide.training.worker` reads them in every process.
     arguments = {
         "checkpoint": asdict(checkpoint),
-        "records": records,
+        "records": str(records.path.resolve()),
         "images": str(images) if isinstance(images, str | Path) else list(map(str, images)),
         "training": training.model_dump(),
         "seed": seed,
@@ -225,13 +239,11 @@ def _last_checkpoint(run_folder):
 
 def _fingerprint(checkpoint, records, training, seed, features=None):
     """Digest of what determines a training: a checkpoint is only resumed by a training with the same one."""
-    content = [asdict(checkpoint), weights_digest(checkpoint.name), training.model_dump(), seed]
+    settings = training.results_depend_on("finetune_model")
+    content = [asdict(checkpoint), weights_digest(checkpoint.name), settings, seed, records_digest(records)]
     if features:
         content.append(hashlib.sha256(Path(features).read_bytes()).hexdigest())
-    digest = hashlib.sha256(json.dumps(content).encode())
-    for record in records:
-        digest.update(str(record.get("id")).encode() + b"\0")
-    return digest.hexdigest()[:16]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 class _ProgressLines(TrainerCallback):

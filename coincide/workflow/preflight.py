@@ -27,7 +27,7 @@ from coincide.base.errors import UserError
 from coincide.base.gpus import machine_gpus
 from coincide.base.sections import Checkpoint, Config, Node
 from coincide.dataset.examples import SCANNED, find_examples
-from coincide.dataset.formats import open_dataset, to_llava
+from coincide.dataset.formats import open_dataset
 from coincide.dataset.images import ImageError, image_names, open_image
 from coincide.dataset.samples import RejectedSample, Sample
 from coincide.extraction.clip import text_of
@@ -342,7 +342,7 @@ def _find_examples(config: Config, found: Findings) -> dict[str, Sample]:
     """A sample of each kind whose images can be opened."""
     examples: dict[str, Sample] = {}
     with found.problem("dataset.annotations", "correct the dataset"):
-        examples = find_examples(map(to_llava, open_dataset(config.dataset.annotations)))
+        examples = find_examples(open_dataset(config.dataset.annotations))
     if not examples and not found.problems:
         found.problems.append(f"dataset.annotations: no usable sample among the first {SCANNED:,} rows")
     usable = {}

@@ -49,7 +49,17 @@ def test_checkpoints_of_other_settings_are_not_used(tiny_model, tiny_data):
         _fingerprint(checkpoint, records[1:], SETTINGS, 1),
         _fingerprint(checkpoint, records, changed_settings(epochs=3), 1),
     }
-    assert len(fingerprints) == 4
+    answer = {"from": "gpt", "value": "another answer"}
+    corrected = [{**records[0], "conversations": [*records[0]["conversations"][:1], answer]}, *records[1:]]
+    fingerprints.add(_fingerprint(checkpoint, corrected, SETTINGS, 1))
+    assert len(fingerprints) == 5
+
+
+def test_operational_settings_keep_the_checkpoints(tiny_model, tiny_data):
+    checkpoint, records = Checkpoint(str(tiny_model)), tiny_data[0]
+    fingerprint = _fingerprint(checkpoint, records, SETTINGS, 1)
+    for change in ({"save_every": 7}, {"loader_workers": 2}, {"processes": 2}):
+        assert _fingerprint(checkpoint, records, changed_settings(**change), 1) == fingerprint
 
 
 def test_training_lowers_the_loss(tiny_model, tiny_data, tmp_path):
