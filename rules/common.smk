@@ -192,8 +192,9 @@ def requested_texts():
 @cache
 def job_resources():
     """Threads and resources of all jobs. Which executor runs them is known only after this file is read."""
-    # in a dry run, only the limit of submitted jobs tells
-    if workflow.non_local_exec or workflow.nodes is not None:
+    # in a dry run, only the limit of submitted jobs tells; a job of a cluster is run by a local executor there
+    submits = workflow.non_local_exec or workflow.nodes is not None
+    if submits or workflow.remote_exec:
         return JobResources(runs, local=False)
     if "gpu" not in workflow.global_resources:
         workflow.register_resource("gpu", len(machine_gpus()))
