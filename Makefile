@@ -18,7 +18,7 @@ demo: $(VENV)/ready
 
 # the check before the first job: make check CONFIG=my.yaml
 check: $(VENV)/ready
-	$(SNAKEMAKE) -- check
+	$(SNAKEMAKE) --forcerun preflight -- check
 
 # progress of all runs under results/, or of one run: make status RUN=results/demo
 status: $(VENV)/ready

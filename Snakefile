@@ -25,12 +25,12 @@ from coincide.workflow.job_resources import RESOURCES, JobResources
 from coincide.workflow.lock import hold_run
 from coincide.workflow.overlay import check_runs
 from coincide.workflow.plan import write_plans
+from coincide.workflow.recheck import repeat_checks
 from coincide.workflow.slurm import cancel_orphans
 from coincide.workflow.stages import (
     CORESET,
     PREFLIGHT,
     Runs,
-    preflight_settings,
     section_settings,
 )
 
@@ -111,6 +111,10 @@ onstart:
                 f"cancelled the Slurm jobs that a killed run left behind ({name})",
                 file=sys.stderr,
             )
+    try:
+        repeat_stale_checks()
+    except UserError as error:
+        raise WorkflowError(str(error))
     write_plans(folders, *planned_jobs(), next(iter(log), ""))
 
 

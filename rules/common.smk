@@ -52,6 +52,25 @@ def reads_clip(run):
     return any("clip_scores" in methods.needs(name) for name in runs.methods(run))
 
 
+def models_to_check(wildcards):
+    """The folders of all models that a run loads."""
+    sections = ["reference_model", "target_model"]
+    if reads_clip(wildcards.run):
+        sections.append("clip_model")
+    return [path for section in sections for path in model_files(section)(wildcards)]
+
+
+def repeat_stale_checks():
+    """Repeat the checks that jobs wait for, if what they depend on has changed."""
+    to_run = list(workflow.dag.needrun_jobs())
+    new = {str(path) for job in to_run for path in job.output}
+    reports = {job.input.preflight for job in to_run if "preflight" in job.input.keys()}
+    jobs = job_resources()
+    repeat_checks(
+        reports - new, runs.configs, local=jobs.local, overrides=profile_overrides()
+    )
+
+
 def if_needed(artefact, paths):
     """The files of an artefact if the method of the wildcards needs it, else none."""
     return lambda wildcards: (
@@ -194,7 +213,10 @@ def job_resources():
     """Threads and resources of all jobs. Which executor runs them is known only after this file is read."""
     # in a dry run, only the limit of submitted jobs tells; a job of a cluster is run by a local executor there
     submits = workflow.non_local_exec or workflow.nodes is not None
-    if submits or workflow.remote_exec:
+    local = not (submits or workflow.remote_exec)
+    # for the script of rule preflight: params would be a reason to rerun it
+    config[".jobs"] = {"local": local, "overrides": profile_overrides()}
+    if not local:
         return JobResources(runs, local=False)
     if "gpu" not in workflow.global_resources:
         workflow.register_resource("gpu", len(machine_gpus()))
@@ -218,7 +240,7 @@ def job_needs(stage):
     return {name: resource(name) for name in RESOURCES}
 
 
-def profile_overrides(wildcards):
+def profile_overrides():
     """Resources that the profile sets in place of the rules': rule -> name -> value, as text."""
     overrides = workflow.resource_settings._parsed_overwrite_resources
     return {

@@ -1,16 +1,13 @@
-# The check of a run before its first job on a GPU. Its output is an ancient input of the jobs that wait for it: a new
-# check alone reruns none of them.
+# The check of a run before its first job on a GPU. Jobs wait for it, but it reruns none of them: it is an ancient input.
+# It is repeated before a start if its settings have changed (onstart, `coincide.workflow.recheck`), and has no params and
+# only ancient inputs, because Snakemake overlooks other changes of the jobs that depend on a job that has to run.
 
 
 rule preflight:
     input:
-        annotations=annotation_files,
+        annotations=lambda wildcards: list(map(ancient, annotation_files(wildcards))),
         images=image_folders,
-        reference=model_files("reference_model"),
-        target=model_files("target_model"),
-        clip=lambda wildcards: (
-            model_files("clip_model")(wildcards) if reads_clip(wildcards.run) else []
-        ),
+        models=lambda wildcards: list(map(ancient, models_to_check(wildcards))),
     output:
         report="results/{run}/preflight.json",
         text="results/{run}/preflight.md",
@@ -25,9 +22,8 @@ rule preflight:
         "../envs/evaluation.yaml"
     envmodules:
         *MODULES.evaluation,
-    params:
-        settings=lambda wildcards: preflight_settings(runs.configs[wildcards.run]),
-        overrides=profile_overrides,
-        local=lambda wildcards: job_resources().local,
+    threads: job_threads("preflight")
+    resources:
+        **job_needs("preflight"),
     script:
         "../workflow_scripts/preflight.py"

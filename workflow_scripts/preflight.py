@@ -8,14 +8,6 @@ from coincide.workflow.job import start
 
 config = start(snakemake)
 
-from coincide.base.files import replacing, write_json
-from coincide.workflow.preflight import as_text, preflight, this_machine
+from coincide.workflow.preflight import write_preflight
 
-report = preflight(
-    config,
-    machine=this_machine(config.node, local=snakemake.params.local),
-    overrides=snakemake.params.overrides,
-)
-with replacing(snakemake.output.text) as path:
-    path.write_text(as_text(report))
-write_json(report, snakemake.output.report)
+write_preflight(config, snakemake.output.report, **snakemake.config[".jobs"])

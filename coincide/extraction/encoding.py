@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import signal
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, get_worker_info
 
 from coincide.base.errors import UserError
+from coincide.base.processes import end_with_parent
 from coincide.dataset.conversation import SYSTEM
 from coincide.dataset.images import ImageError, ImageFolders, image_names, open_image
 from coincide.dataset.samples import Reason, RejectedSample, Sample
@@ -34,7 +34,6 @@ from coincide.models.chat import (
     render,
 )
 
-PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 GROUPS_AHEAD = 512  # groups encoded ahead of the model, over all workers
 BYTES_AHEAD = 2**30  # bytes encoded ahead of the model, over all workers; each may hold one more group
 BUDGET_POLL = 0.005  # seconds
@@ -276,7 +275,7 @@ def _unchanged(result):
 
 def _end_with_parent(worker):
     # torch's check of the parent is not enough: a worker that writes to a full pipe would wait forever
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()
 
 
 def encoded_groups(

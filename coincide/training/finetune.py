@@ -22,7 +22,7 @@ from coincide.base.files import replacing
 from coincide.base.progress import Progress
 from coincide.base.sections import Checkpoint, Training
 from coincide.dataset.images import ImageFolders
-from coincide.dataset.record_table import records_digest, write_record_table
+from coincide.dataset.record_table import RecordTable, records_digest, write_record_table
 from coincide.models.loading import load_model, weights_digest
 from coincide.training.adaptation import freeze, with_lora
 from coincide.training.collator import Collator
@@ -81,6 +81,9 @@ def finetune(
             "training.sharding: fsdp requires GPUs, but this training runs on a CPU; set training.sharding to none"
         )
     check_nodes(training.nodes)
+    if isinstance(records, RecordTable):
+        _start(checkpoint, records, images, training, seed, output, checkpoints, features)
+        return
     table = write_record_table(records, Path(checkpoints) / RECORDS)
     try:
         _start(checkpoint, table, images, training, seed, output, checkpoints, features)

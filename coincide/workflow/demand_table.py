@@ -16,7 +16,7 @@ RECIPES = {"llava665k": 665_298, "vision_flan": 186_103}  # name -> samples
 # Parameters of models whose names do not tell, from their model cards
 KNOWN_PARAMETERS = {"bczhou/tiny-llava-v1-hf": 1.4e9, "openai/clip-vit-large-patch14-336": 4.3e8}
 BEGIN, END = "<!-- written by make cluster-table -->", "<!-- end -->"
-OTHER_RULES = ("mini_mix", "tiny_model", "even_mix")  # of the demo
+OTHER_RULES = ("tiny_model", "preflight")  # of the demo; run where Snakemake runs
 
 
 def recipe(folder: str | Path, name: str) -> Config:

@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +58,17 @@ def pin_revisions(config: "Config", preflight: str | Path) -> None:
         config: changed in place.
         preflight: preflight.json of the run.
     """
-    for section, facts in json.loads(Path(preflight).read_text())["models"].items():
+    set_revisions(config, json.loads(Path(preflight).read_text())["models"])
+
+
+def set_revisions(config: "Config", models: Mapping[str, Mapping[str, Any]]) -> None:
+    """Set the revisions of models.
+
+    Args:
+        config: changed in place.
+        models: section -> name and revision; sections with another name are left as they are.
+    """
+    for section, facts in models.items():
         model = getattr(config, section)
         if facts["revision"] and facts["name"] == model.name:
             model.revision = facts["revision"]

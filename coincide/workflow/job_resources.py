@@ -210,6 +210,7 @@ def _of_clusters(config, sizes, fraction):
 
 _DEMANDS: dict[str, Callable[[Config, Sizes, float], Demand]] = {
     "tiny_model": lambda config, sizes, fraction: Demand(cpus=8),
+    "preflight": lambda config, sizes, fraction: Demand(cpus=2),
     "manifest": lambda config, sizes, fraction: Demand(cpus=8, memory=32.0, minutes=120),
     "activations": _activations,
     "clip_scores": _clip_scores,

@@ -24,6 +24,7 @@ from PIL import Image
 
 from coincide import methods
 from coincide.base.errors import UserError
+from coincide.base.files import replacing, write_json
 from coincide.base.gpus import machine_gpus
 from coincide.base.sections import Checkpoint, Config, Node
 from coincide.dataset.examples import SCANNED, find_examples
@@ -43,6 +44,7 @@ from coincide.models.revisions import resolve
 from coincide.training.adaptation import freeze, with_lora
 from coincide.training.collator import IGNORED_LABEL, Collator
 from coincide.workflow.config import count_samples
+from coincide.workflow.job import set_revisions
 from coincide.workflow.job_resources import (
     GIB,
     Demand,
@@ -52,11 +54,15 @@ from coincide.workflow.job_resources import (
     training_gpu_memory,
     training_memory,
 )
+from coincide.workflow.stages import preflight_settings
 
 log = logging.getLogger(__name__)
 
 LISTING_TIMEOUT = 300  # seconds for lmms-eval to list its tasks
 CLOSE_NAMES = 3
+REVISIONS = (
+    "revisions.json"  # commits of the models of a run; not an output of a rule, so that they outlive a new check
+)
 BYTES_PER_ACTIVATION_VALUE = 2
 
 
@@ -560,26 +566,61 @@ def _advice(name, available, otherwise):
 # --- for the workflow --------------------------------------------------------------------------------------
 
 
-def as_text(report: Mapping[str, Any]) -> str:
-    """The result as text for people."""
-    lines = ["No problems found.", ""]
-    for section, facts in report["models"].items():
-        version = f"commit {facts['revision']}" if facts["revision"] else f"folder, digest {facts['digest']}"
-        parameters = f", {facts['parameters'] / 1e9:,.2f} billion parameters" if "parameters" in facts else ""
-        lines.append(f"- {section}: {facts['name']} ({version}){parameters}")
-    for sample in report["samples"]:
-        training = f", {sample['training_tokens']} in training" if "training_tokens" in sample else ""
-        lines.append(
-            f"- sample with {sample['kind']} ({sample['sample_id']}): {sample['reference_tokens']} tokens, "
-            f"{sample['visual_tokens']} of them visual{training}"
-        )
-    for rule, need in report["resources"].items():
-        if "mem_mb" in need:
-            lines.append(
-                f"- {rule}: asks for {need['mem_mb'] / 1024:,.0f} GiB of memory and {need['gpu']} GPUs, needs at least "
-                f"{need['needed_mb'] / 1024:,.1f} GiB"
-                + (f", {need['needed_gpu_memory_gib']} GiB per GPU" if "needed_gpu_memory_gib" in need else "")
-            )
-    evaluation = report["evaluation"]
-    lines.append(f"- evaluation: {len(evaluation['tasks'])} tasks of lmms-eval {evaluation['lmms_eval']}")
-    return "\n".join(lines) + "\n"
+def write_preflight(
+    config: Config,
+    report: str | Path,
+    *,
+    local: bool,
+    overrides: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Check a run and write what was found as JSON, and as text next to it.
+
+    Args:
+        config: Config of the run.
+        report: JSON file to write. Models that the config has not changed since the last check keep the commits that
+            REVISIONS in its folder has.
+        local: whether jobs run on this machine.
+        overrides: resources that the profile sets, by rule.
+
+    Raises:
+        PreflightError: with every problem; nothing is written.
+    """
+    settings = preflight_settings(config)
+    report = Path(report)
+    revisions = report.with_name(REVISIONS)
+    if revisions.exists():
+        set_revisions(config, _unchanged(json.loads(revisions.read_text()), settings))
+    found = preflight(config, machine=this_machine(config.node, local=local), overrides=overrides)
+    resolved = {
+        section: {"name": facts["name"], "requested": settings[section]["revision"], "revision": facts["revision"]}
+        for section, facts in found["models"].items()
+    }
+    write_json(resolved, revisions)
+    with replacing(report.with_suffix(".md")) as path:
+        path.write_text(as_text(found))
+    write_json({"settings": settings, **found}, report)
+
+
+def _unchanged(resolved, settings):
+    """The models of an earlier check whose name and requested revision are still those of the config."""
+    return {
+        section: facts
+        for section, facts in resolved.items()
+        if section in settings
+        and (facts["name"], facts["requested"]) == (settings[section]["name"], settings[section]["revision"])
+    }
+
+
+def main() -> None:
+    """Check one run: JSON on standard input has config, report, local and overrides."""
+    logging.basicConfig(level=logging.WARNING)
+    arguments = json.load(sys.stdin)
+    config = Config.model_validate(arguments.pop("config"))
+    try:
+        write_preflight(config, **arguments)
+    except PreflightError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -135,3 +135,14 @@ def test_eight_gpus_run_eight_extractions(finished, tmp_path, monkeypatch):
     logs = [(workplace / f"results/small/logs/activations/{shard:05d}.log").read_text() for shard in range(8)]
     leased = [re.findall(r"GPUs of this job: (.*)", log) for log in logs]
     assert sorted(gpu for [gpu] in leased) == list("01234567")
+
+
+@pytest.mark.parametrize(("mode", "threads", "gpus"), [("default", 16, 0), ("remote", 8, 1)])
+def test_a_job_of_a_cluster_is_sized_as_it_was_submitted(workplace, mode, threads, gpus):
+    """There, a local executor runs it in mode `remote`: the node's cores are not those of the job."""
+    shard = "results/small/activations/shard-00000.parquet"
+    code, output = workplace.run(shard, "--mode", mode, "--cores", "32", "-n")
+    assert code == 0, output
+    rule = output.split("rule activations:")[1].split("\n\n")[0]
+    assert f"threads: {threads}\n" in rule
+    assert f"gpu={gpus}," in rule

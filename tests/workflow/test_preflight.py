@@ -22,7 +22,19 @@ from coincide.models.revisions import folder_digest
 from coincide.workflow.config import ConfigError, check_config
 from coincide.workflow.demand_table import recipe, recipe_sizes
 from coincide.workflow.job_resources import demand, training_gpu_memory, training_memory
-from coincide.workflow.preflight import Machine, PreflightError, as_text, estimated_bytes, preflight, this_machine
+from coincide.workflow.preflight import (
+    REVISIONS,
+    Machine,
+    PreflightError,
+    _unchanged,
+    as_text,
+    estimated_bytes,
+    preflight,
+    this_machine,
+    write_preflight,
+)
+from coincide.workflow.recheck import RecheckError, is_stale, repeat_checks
+from coincide.workflow.stages import preflight_settings
 
 LAPTOP = Machine(gpus=0, gpu_memory=None, memory=16, source="this machine")
 NODE = Machine(gpus=4, gpu_memory=80, memory=500, source="this machine")
@@ -276,12 +288,47 @@ def test_what_slurm_tells_of_its_nodes(tmp_path, monkeypatch):
     assert this_machine(Node(gpus=4, gpu_memory=40), local=False).gpus == 4
 
 
+def test_a_check_is_repeated_when_its_settings_have_changed(values, tmp_path, capsys):
+    config, report = check_config(values), tmp_path / "x/preflight.json"
+    options = {"local": True, "overrides": {}}
+    write_preflight(check_config(values), report, **options)
+    assert not is_stale(config, report)
+    values["selection"] |= {"temperature": 0.7, "fractions": [0.6]}  # nothing that is checked
+    values["reference_model"]["batch_tokens"] = 500
+    assert not is_stale(check_config(values), report)
+    before = report.stat().st_mtime_ns
+    repeat_checks([report], {"x": config}, **options)
+    assert report.stat().st_mtime_ns == before
+    values["evaluation"]["groups"] = [{"name": "a", "tasks": ["mini_mix", "no_such_task"]}]
+    with pytest.raises(RecheckError, match="has no task 'no_such_task'"):
+        repeat_checks([report], {"x": check_config(values)}, **options)
+    assert report.stat().st_mtime_ns == before
+    values["evaluation"]["groups"] = [{"name": "a", "tasks": ["mini_mix_validation"]}]
+    repeat_checks([report], {"x": check_config(values)}, **options)
+    assert json.loads(report.read_text())["evaluation"]["tasks"] == ["mini_mix_validation"]
+    assert "checking models, samples, tasks and resources again" in capsys.readouterr().err
+
+
+def test_a_commit_is_kept_until_the_config_asks_for_another(values, tmp_path):
+    """The hub's branch may have moved on since the run began."""
+    report = tmp_path / "preflight.json"
+    write_preflight(check_config(values), report, local=True, overrides={})
+    revisions = json.loads((tmp_path / REVISIONS).read_text())
+    assert revisions["target_model"]["revision"] is None  # a folder
+    settings = preflight_settings(check_config(values))
+    revisions["target_model"]["revision"] = COMMIT
+    assert _unchanged(revisions, settings)["target_model"]["revision"] == COMMIT
+    settings["target_model"]["revision"] = "v2"
+    assert "target_model" not in _unchanged(revisions, settings)
+
+
 @pytest.mark.workflow
-def test_a_new_check_alone_reruns_no_other_job(finished, tmp_path):
+def test_a_start_that_cannot_work_is_refused_before_any_job(finished):
     small = yaml.safe_load((REPO / "tests/config/small.yaml").read_text())
-    changed = copy.deepcopy(small) | {"node": {"memory": 1000.0}}
-    (finished / "checked.yaml").write_text(yaml.safe_dump(changed))
-    code, output = finished.run("-n", config=finished / "checked.yaml")
-    assert code == 0, output
-    assert "preflight" in output
-    assert not {"activations", "finetune_model", "evaluate_model", "write_report"} & set(output.split())
+    changed = copy.deepcopy(small)
+    update_config(changed, {"selection": {"fractions": [0.2, 0.1]}, "evaluation": {"backend": "coincid"}})
+    (finished / "refused.yaml").write_text(yaml.safe_dump(changed))
+    code, output = finished.run(config=finished / "refused.yaml")
+    assert code != 0
+    assert "evaluation.backend: lmms-eval 0.7.3 has no model 'coincid'; did you mean coincide" in output
+    assert not (finished / "results/small/coresets/coincide/0.1").exists()
