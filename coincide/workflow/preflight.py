@@ -611,6 +611,31 @@ def _unchanged(resolved, settings):
     }
 
 
+def as_text(report: Mapping[str, Any]) -> str:
+    """The result as text for people."""
+    lines = ["No problems found.", ""]
+    for section, facts in report["models"].items():
+        version = f"commit {facts['revision']}" if facts["revision"] else f"folder, digest {facts['digest']}"
+        parameters = f", {facts['parameters'] / 1e9:,.2f} billion parameters" if "parameters" in facts else ""
+        lines.append(f"- {section}: {facts['name']} ({version}){parameters}")
+    for sample in report["samples"]:
+        training = f", {sample['training_tokens']} in training" if "training_tokens" in sample else ""
+        lines.append(
+            f"- sample with {sample['kind']} ({sample['sample_id']}): {sample['reference_tokens']} tokens, "
+            f"{sample['visual_tokens']} of them visual{training}"
+        )
+    for rule, need in report["resources"].items():
+        if "mem_mb" in need:
+            lines.append(
+                f"- {rule}: asks for {need['mem_mb'] / 1024:,.0f} GiB of memory and {need['gpu']} GPUs, needs at least "
+                f"{need['needed_mb'] / 1024:,.1f} GiB"
+                + (f", {need['needed_gpu_memory_gib']} GiB per GPU" if "needed_gpu_memory_gib" in need else "")
+            )
+    evaluation = report["evaluation"]
+    lines.append(f"- evaluation: {len(evaluation['tasks'])} tasks of lmms-eval {evaluation['lmms_eval']}")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     """Check one run: JSON on standard input has config, report, local and overrides."""
     logging.basicConfig(level=logging.WARNING)
