@@ -64,6 +64,7 @@ def measure_difficulty(
         checkpoints=checkpoints,
         features=features,
     )
+    table.path.unlink()
     weight = load_file(trained / SCORING_NETWORK)["weight"].numpy()[0].astype(np.float64)
     shutil.rmtree(trained)
     return pd.DataFrame({"sample_id": sample_ids, "difficulty": -(np.asarray(embeddings, np.float64) @ weight)})
