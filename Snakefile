@@ -5,6 +5,7 @@
 # its script and its artefact carry the same word. A config may list several runs: what they have in common is
 # computed once, by the first of them.
 import sys
+from functools import cache
 
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version
@@ -18,12 +19,13 @@ from coincide.workflow.config import (
     TINY_MODELS,
     check_workflow_folder,
 )
+from coincide.workflow.content import dataset_content
 from coincide.workflow.job import offer_package
 from coincide.workflow.lock import hold_run
 from coincide.workflow.overlay import check_runs
 from coincide.workflow.plan import write_plans
 from coincide.workflow.slurm import cancel_orphans
-from coincide.workflow.stages import CORESET, Runs, section_settings
+from coincide.workflow.stages import CORESET, VERSIONS, Runs, section_settings
 
 min_version("9.0")
 
@@ -65,6 +67,7 @@ wildcard_constraints:
 
 
 include: "rules/common.smk"
+include: "rules/targets.smk"
 
 
 # Snakemake ignores the default target of included files, so this rule is here.
@@ -72,9 +75,11 @@ rule all:
     default_target: True
     input:
         expand("results/{run}/report.html", run=runs),
+        expand("results/{run}/summary.csv", run=runs),
+        rules.select.input,
+        rules.finetune.input,
 
 
-include: "rules/targets.smk"
 include: "rules/demo.smk"
 include: "rules/dataset.smk"
 include: "rules/extraction.smk"
