@@ -19,11 +19,11 @@ from coincide.workflow.config import (
     TINY_MODELS,
     check_workflow_folder,
 )
-from coincide.workflow.content import dataset_content
+from coincide.workflow.content import changed_dataset_text, dataset_content, kept_text
 from coincide.workflow.job import offer_package
 from coincide.workflow.lock import hold_run
 from coincide.workflow.overlay import check_runs
-from coincide.workflow.plan import write_plans
+from coincide.workflow.plan import finish_plans, write_plans
 from coincide.workflow.slurm import cancel_orphans
 from coincide.workflow.stages import CORESET, VERSIONS, Runs, section_settings
 
@@ -107,9 +107,21 @@ onstart:
                 file=sys.stderr,
             )
     write_plans(folders, *planned_jobs(), next(iter(log), ""))
+    planned_results.update(
+        (job.rule.name, str(job.output[0])) for job in training_jobs()
+    )
+    for run in runs:
+        if compared_content(run).is_other:
+            print(changed_dataset_text(f"results/{run}"), file=sys.stderr)
 
 
 onsuccess:
+    finish_plans(f"results/{run}" for run in runs)
+    executed = [
+        str(job.output[0]) for job in workflow.dag.finished_jobs if job.output
+    ]
+    if text := kept_text(planned_results, executed):
+        print(text)
     for path in requested_texts():
         print(open(path).read())
 

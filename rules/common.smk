@@ -247,6 +247,15 @@ def builds_resources():
     )
 
 
+planned_results = set()  # (rule, output) of the trainings and evaluations of this start
+
+
+def training_jobs():
+    """Trainings and evaluations that are planned; those whose coreset stays the same are not necessary."""
+    rules = ("finetune_model", "evaluate_model")
+    return [job for job in workflow.dag.needrun_jobs() if job.rule.name in rules]
+
+
 def planned_jobs():
     """Every job for the plan, and for each the numbers of the jobs that it depends on."""
     jobs = list(workflow.dag.jobs)

@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,11 @@ class DatasetContent:
 
     version: str
     is_recorded: bool
+
+    @property
+    def is_other(self) -> bool:
+        """The content is another one than that of the manifest, and not only unknown."""
+        return bool(self.version) and not self.is_recorded
 
 
 def dataset_content(annotations: Annotations, record: str | Path) -> DatasetContent:
@@ -114,3 +120,28 @@ def write_digest(path: str | Path) -> None:
     if not target.is_file() or target.read_text() != line:
         with replacing(target) as temporary:
             temporary.write_text(line)
+
+
+def changed_dataset_text(folder: str) -> str:
+    """What a start says when the dataset's files have another content than the manifest of a run."""
+    return (
+        f"{folder}: the dataset changed since its manifest was made. Reused: the models of the config, and finished "
+        "trainings whose coreset stays the same. Computed again: manifest, activations and selection"
+    )
+
+
+def kept_text(planned: Iterable[tuple[str, str]], executed: Iterable[str]) -> str | None:
+    """What a run says at its end about planned trainings and evaluations that were not necessary; None if all were.
+
+    Args:
+        planned: (rule, first output) of the jobs that the start of the run planned.
+        executed: first outputs of the jobs that ran.
+    """
+    executed = set(executed)
+    counts = []
+    for rule, noun in (("finetune_model", "models"), ("evaluate_model", "evaluations")):
+        outputs = [output for name, output in planned if name == rule]
+        kept = len(set(outputs) - executed)
+        if kept:
+            counts.append(f"{kept} of {len(outputs)} {noun}")
+    return f"kept {' and '.join(counts)}: their coresets have the same content as before" if counts else None
