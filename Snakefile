@@ -8,7 +8,8 @@ import sys
 from functools import cache
 
 from snakemake.exceptions import WorkflowError
-from snakemake.utils import min_version
+from snakemake.common.configfile import load_configfile
+from snakemake.utils import min_version, update_config
 
 from coincide import methods
 from coincide.base.errors import UserError
@@ -30,17 +31,22 @@ from coincide.workflow.stages import CORESET, VERSIONS, Runs, section_settings
 min_version("9.0")
 
 
-configfile: "config.yaml"
-
+# The folder of this file, which need not be the working folder: with --directory or as a module it is another one.
+FOLDER = workflow.current_basedir.get_path_or_uri(secret_free=True)
+# Jobs in another environment (conda, modules) find this package, too.
+offer_package(FOLDER)
+given = config  # by --configfile, --config, or the workflow that includes this one as a module
+config = load_configfile(workflow.source_path("config.yaml"))
+update_config(config, given)
 
 try:
-    check_workflow_folder(workflow.basedir)
+    check_workflow_folder(FOLDER)
     # Jobs read this file again; the files that the config names were checked before the jobs started.
     runs = Runs(
         check_runs(
             config,
             files=workflow.is_main_process,
-            overrides=workflow.config_settings.overwrite_config,
+            overrides=given,
         )
     )
 except UserError as error:
@@ -48,10 +54,7 @@ except UserError as error:
 COMPARISON = f"results/{config['run']}-comparison"
 # Scripts read their settings from here, by run, with defaults filled in. The settings that change results are also
 # params of the rule, so that a new value reruns it.
-config.clear()
-config.update({run: runs.configs[run].model_dump() for run in runs})
-# Jobs in another environment (conda, modules) find this package, too.
-offer_package(workflow.basedir)
+config = {run: runs.configs[run].model_dump() for run in runs}
 
 
 wildcard_constraints:
