@@ -110,6 +110,7 @@ rule cluster_stats:
     envmodules:
         *MODULES.selection,
     params:
+        **settings("cluster_stats"),
         fractions=lambda wildcards: fractions(wildcards.run),
     script:
         "../workflow_scripts/cluster_stats.py"
@@ -159,6 +160,8 @@ rule coincide_coreset:
         "../envs/selection.yaml"
     envmodules:
         *MODULES.selection,
+    params:
+        **settings("coincide_coreset"),
     script:
         "../workflow_scripts/coincide_coreset.py"
 
@@ -177,11 +180,14 @@ rule full_coreset:
         "../envs/selection.yaml"
     envmodules:
         *MODULES.selection,
+    params:
+        **settings("full_coreset"),
     script:
         "../workflow_scripts/full_coreset.py"
 
 
-rule coreset_json:
+# A checkpoint: finetuning and evaluation run only if the coreset is another one (`coreset_digest`)
+checkpoint coreset_json:
     input:
         coreset=stage_output(CORESET, "coresets/{method}/{fraction}/coreset.parquet"),
         manifest=stage_output("merge", "manifest.parquet"),
@@ -197,6 +203,8 @@ rule coreset_json:
         "../envs/selection.yaml"
     envmodules:
         *MODULES.selection,
+    params:
+        **settings("coreset_json"),
     script:
         "../workflow_scripts/coreset_json.py"
 
@@ -217,5 +225,7 @@ rule coreset_dataset:
         "../envs/selection.yaml"
     envmodules:
         *MODULES.selection,
+    params:
+        **settings("coreset_dataset"),
     script:
         "../workflow_scripts/coreset_dataset.py"

@@ -23,6 +23,7 @@ rule comparison:
     envmodules:
         *MODULES.reporting,
     params:
+        version=VERSIONS["comparison"],
         benchmarks={run: shared_benchmark_folders(run) for run in runs},
         variants={
             run: (runs.setting(run, "variant"), runs.setting(run, "replicate"))

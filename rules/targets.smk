@@ -66,6 +66,7 @@ rule estimate_cost:
         *MODULES.evaluation,
     threads: half_of_cores
     params:
+        **settings("estimate_cost"),
         samples=256,
         selections=lambda wildcards: selections(wildcards.run),
         tasks=lambda wildcards: tasks_of(wildcards.run),

@@ -3,9 +3,10 @@
 
 rule finetune_model:
     input:
-        coreset=stage_output(
-            "coreset_json", "coresets/{method}/{fraction}/coreset.json"
+        coreset=unless_changed(
+            stage_output("coreset_json", "coresets/{method}/{fraction}/coreset.json")
         ),
+        digest=coreset_digest,
         images=image_folders,
         model=model_files("target_model"),
     output:

@@ -126,7 +126,7 @@ class Dataset(Section):
     )
     shards: Count = setting(1, "number of extraction jobs", stages=("manifest", "shards"))
     max_rejected: Share = setting(
-        0.01, "the run stops when more than this share of the samples is rejected", stages=("manifest", "merge")
+        0.01, "the run stops when more than this share of the samples is rejected", operational=True
     )
     duplicate_ids: Literal["reject", "digest"] = setting(
         "reject", "reject later rows with an id that was seen before, or keep them under a digest of their content"

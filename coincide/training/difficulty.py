@@ -29,6 +29,7 @@ def measure_difficulty(
     *,
     seed: int,
     checkpoints: Path | str,
+    version: int = 1,
 ) -> pd.DataFrame:
     """Table of sample_id and difficulty. An interrupted measurement resumes from its last checkpoint.
 
@@ -41,6 +42,7 @@ def measure_difficulty(
         seed: of the training.
         checkpoints: folder for what an interrupted measurement resumes from; the caller removes it after writing
             the table.
+        version: as for `finetune`.
 
     Raises:
         ValueError: records, sample_ids and embeddings differ in number.
@@ -62,6 +64,7 @@ def measure_difficulty(
         output=trained,
         checkpoints=checkpoints,
         features=features,
+        version=version,
     )
     weight = load_file(trained / SCORING_NETWORK)["weight"].numpy()[0].astype(np.float64)
     shutil.rmtree(trained)

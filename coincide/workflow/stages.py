@@ -34,6 +34,39 @@ STAGES: dict[str, tuple[str, ...]] = {
     "finetune_model": ("coreset_json",),
     "evaluate_model": ("finetune_model",),
 }
+# Rule -> version of its results. Raise it when a change of the code changes the results for the same inputs and
+# settings. It is a param of the rule, so a new number reruns the rule; any other change of the code reruns nothing.
+VERSIONS = {
+    "mini_mix": 1,
+    "even_mix": 1,
+    "tiny_model": 1,
+    "manifest": 1,
+    "shards": 1,
+    "activations": 1,
+    "merge": 1,
+    "clusters": 1,
+    "transferability": 1,
+    "density": 1,
+    "shares": 1,
+    "budget": 1,
+    "cluster_stats": 1,
+    "picks": 1,
+    "coincide_coreset": 1,
+    "clip_scores": 1,
+    "difficulty": 1,
+    "method_coreset": 1,
+    "full_coreset": 1,
+    "coreset_json": 1,
+    "coreset_dataset": 1,
+    "finetune_model": 1,
+    "evaluate_model": 1,
+    "summary": 1,
+    "figures": 1,
+    "write_report": 1,
+    "comparison": 1,
+    "check_transfer": 1,
+    "estimate_cost": 1,
+}
 CORESET_STAGES = {"coincide": "coincide_coreset", "full": "full_coreset"}
 
 
