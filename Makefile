@@ -49,10 +49,11 @@ lint: $(VENV)/ready-dev
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-# config/schema.json and config/README.md, from the typed sections of the config
+# config/schema.json, config/README.md and the table of docs/reruns.md, from the typed sections of the config
 schema: $(VENV)/ready
 	$(BIN)/python -c "from coincide.workflow.config import schema; print(schema(), end='')" > config/schema.json
 	$(BIN)/python -c "from coincide.workflow.config_reference import reference; print(reference(), end='')" > config/README.md
+	$(BIN)/python -c "from pathlib import Path; from coincide.workflow.reruns import with_table; page = Path('docs/reruns.md'); page.write_text(with_table(page.read_text()))"
 
 # the tables of docs/cluster.md: what the jobs of the paper's recipes ask of a cluster
 cluster-table: $(VENV)/ready

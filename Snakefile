@@ -8,7 +8,8 @@ import sys
 from functools import cache
 
 from snakemake.exceptions import WorkflowError
-from snakemake.utils import min_version
+from snakemake.common.configfile import load_configfile
+from snakemake.utils import min_version, update_config
 
 from coincide import methods
 from coincide.base.gpus import machine_gpus
@@ -20,16 +21,18 @@ from coincide.workflow.config import (
     TINY_MODELS,
     check_workflow_folder,
 )
+from coincide.workflow.content import changed_dataset_text, dataset_content, kept_text
 from coincide.workflow.job import offer_package
 from coincide.workflow.job_resources import RESOURCES, JobResources
 from coincide.workflow.lock import hold_run
 from coincide.workflow.overlay import check_runs
-from coincide.workflow.plan import write_plans
+from coincide.workflow.plan import finish_plans, write_plans
 from coincide.workflow.recheck import repeat_checks
 from coincide.workflow.slurm import cancel_orphans
 from coincide.workflow.stages import (
     CORESET,
     PREFLIGHT,
+    VERSIONS,
     Runs,
     section_settings,
 )
@@ -37,17 +40,22 @@ from coincide.workflow.stages import (
 min_version("9.0")
 
 
-configfile: "config.yaml"
-
+# The folder of this file, which need not be the working folder: with --directory or as a module it is another one.
+FOLDER = workflow.current_basedir.get_path_or_uri(secret_free=True)
+# Jobs in another environment (conda, modules) find this package, too.
+offer_package(FOLDER)
+given = config  # by --configfile, --config, or the workflow that includes this one as a module
+config = load_configfile(workflow.source_path("config.yaml"))
+update_config(config, given)
 
 try:
-    check_workflow_folder(workflow.basedir)
+    check_workflow_folder(FOLDER)
     # Jobs read this file again; the files that the config names were checked before the jobs started.
     runs = Runs(
         check_runs(
             config,
             files=workflow.is_main_process,
-            overrides=workflow.config_settings.overwrite_config,
+            overrides=given,
         )
     )
 except UserError as error:
@@ -55,10 +63,7 @@ except UserError as error:
 COMPARISON = f"results/{config['run']}-comparison"
 # Scripts read their settings from here, by run, with defaults filled in. The settings that change results are also
 # params of the rule, so that a new value reruns it.
-config.clear()
-config.update({run: runs.configs[run].model_dump() for run in runs})
-# Jobs in another environment (conda, modules) find this package, too.
-offer_package(workflow.basedir)
+config = {run: runs.configs[run].model_dump() for run in runs}
 
 
 wildcard_constraints:
@@ -74,6 +79,7 @@ wildcard_constraints:
 
 
 include: "rules/common.smk"
+include: "rules/targets.smk"
 
 
 # Snakemake ignores the default target of included files, so this rule is here.
@@ -81,9 +87,11 @@ rule all:
     default_target: True
     input:
         expand("results/{run}/report.html", run=runs),
+        expand("results/{run}/summary.csv", run=runs),
+        rules.select.input,
+        rules.finetune.input,
 
 
-include: "rules/targets.smk"
 include: "rules/demo.smk"
 include: "rules/preflight.smk"
 include: "rules/dataset.smk"
@@ -116,9 +124,21 @@ onstart:
     except UserError as error:
         raise WorkflowError(str(error))
     write_plans(folders, *planned_jobs(), next(iter(log), ""))
+    planned_results.update(
+        (job.rule.name, str(job.output[0])) for job in training_jobs()
+    )
+    for run in runs:
+        if compared_content(run).is_other:
+            print(changed_dataset_text(f"results/{run}"), file=sys.stderr)
 
 
 onsuccess:
+    finish_plans(f"results/{run}" for run in runs)
+    executed = [
+        str(job.output[0]) for job in workflow.dag.finished_jobs if job.output
+    ]
+    if text := kept_text(planned_results, executed):
+        print(text)
     for path in requested_texts():
         print(open(path).read())
 

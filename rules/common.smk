@@ -5,19 +5,65 @@ MODULES = ANY_RUN.modules
 
 
 def settings(stage):
-    """The settings that change a stage's results, as params: section -> lookup."""
+    """What changes a stage's results, as params: the version of its code, and section -> lookup of its settings."""
 
     def section(name):
         return lambda wildcards: section_settings(runs.configs[wildcards.run], stage)[
             name
         ]
 
-    return {name: section(name) for name in section_settings(ANY_RUN, stage)}
+    sections = {name: section(name) for name in section_settings(ANY_RUN, stage)}
+    return {"version": VERSIONS[stage], **sections}
 
 
 def annotation_files(wildcards):
-    """The files and folders of the dataset, with globs expanded."""
+    """The files and folders of the dataset, with globs expanded.
+
+    Their modification times are not meaningful: the manifest depends on their content (`dataset_version`), and what
+    reads the dataset depends on the manifest.
+    """
+    paths = expand_annotations(runs.setting(wildcards.run, "dataset.annotations"))
+    return [ancient(path) for path in paths]
+
+
+def changed_annotation_files(wildcards):
+    """As `annotation_files`; with meaningful modification times if the content is not that of the manifest."""
+    if compared_content(wildcards.run).is_recorded:
+        return annotation_files(wildcards)
     return expand_annotations(runs.setting(wildcards.run, "dataset.annotations"))
+
+
+def built_dataset(wildcards):
+    """An output of the rule that builds the dataset, if a rule does: when it reruns, so does the manifest."""
+    annotations = runs.setting(wildcards.run, "dataset.annotations")
+    mixes = [mix for mix in (MINI_MIX, EVEN_MIX) if annotations == f"{mix}/train.json"]
+    return [f"{mix}/validation" for mix in mixes]
+
+
+@cache
+def compared_content(run):
+    """The content of the dataset's files, compared with that of the manifest."""
+    annotations = runs.setting(run, "dataset.annotations")
+    return dataset_content(annotations, content_record(run))
+
+
+def content_record(run):
+    return f"{runs.folder(run, 'manifest')}/samples/annotations.json"
+
+
+def coreset_digest(wildcards):
+    """The digest of a coreset.json, whose modification time is that of the last change of the coreset.
+
+    As an input of a job, it makes Snakemake decide again, once the coreset is written, whether the job has to run.
+    """
+    folder = runs.folder(wildcards.run, "coreset_json", method=wildcards.method)
+    run = os.path.basename(folder)
+    checkpoints.coreset_json.get(
+        run=run, method=wildcards.method, fraction=wildcards.fraction
+    )
+    coreset = f"{folder}/coresets/{wildcards.method}/{wildcards.fraction}/coreset"
+    digest = f"{coreset}.sha256"
+    return digest if os.path.exists(digest) else f"{coreset}.json"
 
 
 def image_folders(wildcards):
@@ -71,6 +117,11 @@ def repeat_stale_checks():
     )
 
 
+def unless_changed(path):
+    """The file without its modification time: the job has its digest as an input, too."""
+    return lambda wildcards: ancient(path(wildcards))
+
+
 def if_needed(artefact, paths):
     """The files of an artefact if the method of the wildcards needs it, else none."""
     return lambda wildcards: (
@@ -107,6 +158,15 @@ def coresets(run, name):
         f"{runs.folder(run, 'coreset_json', method=m)}/coresets/{m}/{f}/{name}"
         for m, f in selections(run)
     ]
+
+
+def premise_check(wildcards):
+    """The transfer check, if the budgets of the run go by it."""
+    if runs.setting(wildcards.run, "selection.budget") != "premise":
+        return []
+    return stage_output("check_transfer", "transfer_check/transfer_check.json")(
+        wildcards
+    )
 
 
 def full_coreset(name):
@@ -256,6 +316,15 @@ def builds_resources():
         for job in workflow.dag.needrun_jobs()
         for path in job.output
     )
+
+
+planned_results = set()  # (rule, output) of the trainings and evaluations of this start
+
+
+def training_jobs():
+    """Trainings and evaluations that are planned; those whose coreset stays the same are not necessary."""
+    rules = ("finetune_model", "evaluate_model")
+    return [job for job in workflow.dag.needrun_jobs() if job.rule.name in rules]
 
 
 def planned_jobs():

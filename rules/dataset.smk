@@ -3,7 +3,8 @@
 
 rule manifest:
     input:
-        annotations=annotation_files,
+        annotations=changed_annotation_files,
+        built=built_dataset,
         images=image_folders,
     output:
         manifest="results/{run}/samples/manifest.parquet",
@@ -21,6 +22,8 @@ rule manifest:
         **job_needs("manifest"),
     params:
         **settings("manifest"),
+        content=lambda wildcards: compared_content(wildcards.run).version,
+        content_record=lambda wildcards: content_record(wildcards.run),
     script:
         "../workflow_scripts/manifest.py"
 

@@ -17,6 +17,7 @@ rule mini_mix:
     envmodules:
         *MODULES.dataset,
     params:
+        version=VERSIONS["mini_mix"],
         mini_mix=ANY_RUN.mini_mix.results_depend_on("mini_mix"),
     script:
         "../workflow_scripts/mini_mix.py"
@@ -37,6 +38,7 @@ rule even_mix:
     envmodules:
         *MODULES.dataset,
     params:
+        version=VERSIONS["even_mix"],
         even_mix=ANY_RUN.even_mix.results_depend_on("even_mix"),
     script:
         "../workflow_scripts/even_mix.py"
@@ -60,6 +62,7 @@ rule tiny_model:
     resources:
         **job_needs("tiny_model"),
     params:
+        version=VERSIONS["tiny_model"],
         model=lambda wildcards: ANY_RUN.tiny_models[wildcards.model].results_depend_on(
             "tiny_model"
         ),

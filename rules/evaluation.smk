@@ -7,6 +7,7 @@ rule evaluate_model:
         model=stage_output(
             "finetune_model", "models/{target}/{method}/{fraction}/{seed}"
         ),
+        digest=coreset_digest,
         questions=lambda wildcards: question_folders(
             runs.tasks(wildcards.run, wildcards.group)
         ),

@@ -112,6 +112,7 @@ rule write_report:
     envmodules:
         *MODULES.reporting,
     params:
+        **settings("write_report"),
         benchmarks=lambda wildcards: benchmark_folders(wildcards.run),
         shared=lambda wildcards: runs.shared(wildcards.run),
     script:

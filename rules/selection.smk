@@ -59,6 +59,7 @@ rule shares:
             "density/group-{cluster_group}.parquet",
             cluster_group=cluster_groups,
         ),
+        premise=premise_check,
     output:
         "results/{run}/shares.parquet",
     log:
@@ -113,6 +114,7 @@ rule cluster_stats:
     envmodules:
         *MODULES.selection,
     params:
+        **settings("cluster_stats"),
         fractions=lambda wildcards: fractions(wildcards.run),
     script:
         "../workflow_scripts/cluster_stats.py"
@@ -164,6 +166,8 @@ rule coincide_coreset:
         "../envs/selection.yaml"
     envmodules:
         *MODULES.selection,
+    params:
+        **settings("coincide_coreset"),
     script:
         "../workflow_scripts/coincide_coreset.py"
 
@@ -182,11 +186,14 @@ rule full_coreset:
         "../envs/selection.yaml"
     envmodules:
         *MODULES.selection,
+    params:
+        **settings("full_coreset"),
     script:
         "../workflow_scripts/full_coreset.py"
 
 
-rule coreset_json:
+# A checkpoint: finetuning and evaluation run only if the coreset is another one (`coreset_digest`)
+checkpoint coreset_json:
     input:
         coreset=stage_output(CORESET, "coresets/{method}/{fraction}/coreset.parquet"),
         manifest=stage_output("merge", "manifest.parquet"),
@@ -204,6 +211,8 @@ rule coreset_json:
         *MODULES.selection,
     resources:
         **job_needs("coreset_json"),
+    params:
+        **settings("coreset_json"),
     script:
         "../workflow_scripts/coreset_json.py"
 
@@ -224,5 +233,7 @@ rule coreset_dataset:
         "../envs/selection.yaml"
     envmodules:
         *MODULES.selection,
+    params:
+        **settings("coreset_dataset"),
     script:
         "../workflow_scripts/coreset_dataset.py"

@@ -23,6 +23,7 @@ rule comparison:
     envmodules:
         *MODULES.reporting,
     params:
+        version=VERSIONS["comparison"],
         benchmarks={run: shared_benchmark_folders(run) for run in runs},
         variants={
             run: (runs.setting(run, "variant"), runs.setting(run, "replicate"))
@@ -45,6 +46,7 @@ rule check_transfer:
         model=model_files("reference_model"),
     output:
         pairs="results/{run}/transfer_check/pairs.parquet",
+        result="results/{run}/transfer_check/transfer_check.json",
         text="results/{run}/transfer_check/transfer_check.md",
         figure="results/{run}/transfer_check/transfer.svg",
     log:

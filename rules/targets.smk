@@ -76,6 +76,7 @@ rule estimate_cost:
     resources:
         **job_needs("estimate_cost"),
     params:
+        **settings("estimate_cost"),
         samples=256,
         selections=lambda wildcards: selections(wildcards.run),
         tasks=lambda wildcards: tasks_of(wildcards.run),

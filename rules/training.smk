@@ -4,9 +4,10 @@
 rule finetune_model:
     input:
         preflight=checked,
-        coreset=stage_output(
-            "coreset_json", "coresets/{method}/{fraction}/coreset.json"
+        coreset=unless_changed(
+            stage_output("coreset_json", "coresets/{method}/{fraction}/coreset.json")
         ),
+        digest=coreset_digest,
         images=image_folders,
         model=model_files("target_model"),
     output:

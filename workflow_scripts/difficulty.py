@@ -26,6 +26,7 @@ table = measure_difficulty(
     config.dataset.image_folders,
     seed=config.selection.seed,
     checkpoints=snakemake.params.checkpoints,
+    version=snakemake.params.version,
 )
 write_table(table, snakemake.output[0])
 shutil.rmtree(snakemake.params.checkpoints)

@@ -1,7 +1,8 @@
 """Divide the rows of the dataset into usable samples and rejected ones.
 
 Reads the dataset and the images. Writes the two tables. If too many samples are rejected, the job fails; Snakemake then
-removes its outputs, so the rejected samples are also kept next to the log.
+removes its outputs, so the rejected samples are also kept next to the log. The content of the dataset's files is
+recorded, so that a later start can tell whether it changed.
 """
 
 from pathlib import Path
@@ -13,7 +14,9 @@ config = start(snakemake)
 from coincide.base.tables import write_table
 from coincide.dataset.formats import open_dataset
 from coincide.dataset.manifest import build_manifest, check_manifest
+from coincide.workflow.content import read_content, record_content
 
+content = read_content(config.dataset.annotations, threads=snakemake.threads)
 manifest, rejected = build_manifest(
     open_dataset(config.dataset.annotations),
     config.dataset.image_folders,
@@ -32,3 +35,4 @@ check_manifest(
 rejected_path.unlink()
 write_table(rejected, snakemake.output.rejected)
 write_table(manifest, snakemake.output.manifest)
+record_content(content, snakemake.params.content, snakemake.params.content_record)

@@ -12,6 +12,16 @@ from typing import Any
 
 import psutil
 
+WORKFLOW_FOLDER = "COINCIDE_WORKFLOW_FOLDER"  # environment variable: the folder that contains the Snakefile
+
+
+def in_workflow_folder(path: str) -> str:
+    """A path of the config; one that the working folder does not have is looked up in the folder of the workflow."""
+    if os.path.exists(path) or WORKFLOW_FOLDER not in os.environ:
+        return path
+    in_workflow = os.path.join(os.environ[WORKFLOW_FOLDER], path)
+    return in_workflow if os.path.exists(in_workflow) else path
+
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:

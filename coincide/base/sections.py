@@ -126,7 +126,7 @@ class Dataset(Section):
     )
     shards: Count = setting(1, "number of extraction jobs", stages=("manifest", "shards"))
     max_rejected: Share = setting(
-        0.01, "the run stops when more than this share of the samples is rejected", stages=("manifest", "merge")
+        0.01, "the run stops when more than this share of the samples is rejected", operational=True
     )
     duplicate_ids: Literal["reject", "digest"] = setting(
         "reject", "reject later rows with an id that was seen before, or keep them under a digest of their content"
@@ -373,14 +373,15 @@ class Selection(Section):
     method_settings: dict[StrictStr, dict[str, Any]] = setting(
         {}, "settings per baseline, such as el2n: {keep: top}", expanded=True
     )
-    budget: Literal["published", "even", "size"] = setting(
+    budget: Literal["published", "premise", "even", "size"] = setting(
         "published",
-        "budgets of the clusters: published (softmax of transferability ÷ density), even (the same for every cluster), "
-        "or size (in proportion to the members)",
-        stages=("shares", "budget"),
+        "budgets of the clusters: published (softmax of transferability ÷ density), premise (the same, weighed by what "
+        "transfer_check measures; even where it measures nothing), even (the same for every cluster), or size (in "
+        "proportion to the members)",
+        stages=("shares",),
     )
     temperature: Positive = setting(
-        0.1, "τ of the softmax over clusters, for published budgets", stages=("shares", "budget")
+        0.1, "τ of the softmax over clusters, for the budgets published and premise", stages=("shares",)
     )
     gamma: Positive = setting(1.0, "width of the Gaussian kernel", stages=("density", "picks"))
     weigh_density: StrictBool = setting(

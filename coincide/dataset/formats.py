@@ -39,6 +39,7 @@ __all__ = [
     "UnreadableRow",
     "WebDataset",
     "coreset_records",
+    "dataset_files",
     "expand_annotations",
     "is_json",
     "iterate_records",
@@ -129,13 +130,23 @@ def open_dataset(annotations: Annotations) -> DatasetFormat:
     Raises:
         DatasetError: a path does not exist or is not in a supported format, or a folder has several splits.
     """
-    files = [file for path in expand_annotations(annotations) for file in _list_files(Path(path))]
-    if not files:
-        raise DatasetError("dataset.annotations is an empty list; set it to your dataset")
+    files = dataset_files(annotations)
     root = Path(common_folder(annotations))
     names = [os.path.relpath(file, root) for file in files]
     datasets = [FORMATS[file.suffix](file, name) for file, name in zip(files, names)]
     return datasets[0] if len(datasets) == 1 else JoinedDataset(datasets)
+
+
+def dataset_files(annotations: Annotations) -> list[Path]:
+    """The files of a dataset, with folders and globs expanded.
+
+    Raises:
+        DatasetError: as for `open_dataset`.
+    """
+    files = [file for path in expand_annotations(annotations) for file in _list_files(Path(path))]
+    if not files:
+        raise DatasetError("dataset.annotations is an empty list; set it to your dataset")
+    return files
 
 
 def _list_files(path):

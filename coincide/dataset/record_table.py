@@ -99,4 +99,4 @@ def text_lengths(records: Sequence[dict[str, Any]]) -> NDArray[np.int64]:
 
 
 def _content(record: dict[str, Any]) -> bytes:
-    return json.dumps({key: record[key] for key in KEYS if key in record}).encode()
+    return json.dumps({key: record[key] for key in KEYS if key in record}, sort_keys=True).encode()

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from coincide.base.devices import pick_device
-from coincide.base.files import replacing
+from coincide.base.files import in_workflow_folder, replacing
 from coincide.base.sections import Checkpoint, Evaluation
 from coincide.evaluation.results import EvaluationError, read_scores
 from coincide.models.families import Family, family_of
@@ -92,7 +92,7 @@ def _command(model, tasks, evaluation, family, folder):
     command += ["--tasks", ",".join(tasks), "--batch_size", str(evaluation.batch_size)]
     command += ["--output_path", str(folder), "--log_samples"]
     if evaluation.include_path:
-        command += ["--include_path", evaluation.include_path]
+        command += ["--include_path", in_workflow_folder(evaluation.include_path)]
     if evaluation.limit:
         command += ["--limit", str(evaluation.limit)]
     return command

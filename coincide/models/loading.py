@@ -3,11 +3,14 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers.utils import CONFIG_NAME, cached_file
+from transformers.utils.hub import extract_commit_hash
 
 from coincide.base.devices import pick_device
 from coincide.base.sections import Checkpoint
@@ -15,6 +18,7 @@ from coincide.models.families import complete_processor, family_of
 
 ADAPTER = "adapter_config.json"  # written by peft next to an adapter's weights
 DIGESTED_BYTES = 2**22  # per weights file
+SETTINGS_FILES = (".json", ".jinja", ".model", ".txt", ".py")  # files of a checkpoint that are not weights
 
 
 def load_model(
@@ -106,4 +110,21 @@ def weights_digest(name: str | Path) -> str:
     for path in sorted(Path(name).glob("*.safetensors")):
         with open(path, "rb") as file:
             digest.update(f"{path.name} {path.stat().st_size}".encode() + file.read(DIGESTED_BYTES))
+    return digest.hexdigest()[:16]
+
+
+def checkpoint_digest(checkpoint: Checkpoint) -> str:
+    """What identifies the content of a checkpoint: the commit of a hub model, a digest of the files of a folder.
+
+    Of a folder it covers the weights (`weights_digest`), config, tokenizer and processor, and the base model of an
+    adapter; not the path, so a copy of a checkpoint has the same digest.
+    """
+    folder = Path(checkpoint.name)
+    if not folder.is_dir():
+        return str(extract_commit_hash(cached_file(checkpoint.name, CONFIG_NAME, revision=checkpoint.revision), None))
+    digest = hashlib.sha256(weights_digest(folder).encode())
+    for path in sorted(file for file in folder.iterdir() if file.suffix in SETTINGS_FILES):
+        digest.update(f"{path.name} {path.stat().st_size}".encode() + path.read_bytes())
+    if is_adapter(folder):
+        digest.update(checkpoint_digest(replace(checkpoint, name=_base(folder))).encode())
     return digest.hexdigest()[:16]

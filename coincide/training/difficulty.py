@@ -30,6 +30,7 @@ def measure_difficulty(
     *,
     seed: int,
     checkpoints: Path | str,
+    version: int = 1,
 ) -> pd.DataFrame:
     """Table of sample_id and difficulty. An interrupted measurement resumes from its last checkpoint.
 
@@ -42,6 +43,7 @@ def measure_difficulty(
         seed: of the training.
         checkpoints: folder for what an interrupted measurement resumes from; the caller removes it after writing
             the table.
+        version: as for `finetune`.
 
     Raises:
         ValueError: records, sample_ids and embeddings differ in number.
@@ -63,6 +65,7 @@ def measure_difficulty(
         output=trained,
         checkpoints=checkpoints,
         features=features,
+        version=version,
     )
     table.path.unlink()
     weight = load_file(trained / SCORING_NETWORK)["weight"].numpy()[0].astype(np.float64)

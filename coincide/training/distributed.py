@@ -67,29 +67,19 @@ def read_arguments(arguments_file: Path | str) -> dict[str, Any]:
     return json.loads(Path(arguments_file).read_text())
 
 
-def check_nodes(nodes: int) -> None:
-    """Check that the processes can be started on this many nodes.
-
-    Raises:
-        LaunchError: more than one node outside a Slurm job.
-    """
-    if nodes > 1:
-        _slurm_job()
-
-
 def _srun(nodes):
     """Command that starts the rest of the command line once on every node."""
     if nodes == 1:
         return []
     tasks = [f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1"]
-    return ["srun", f"--jobid={_slurm_job()}", *tasks, "--overlap", "--kill-on-bad-exit=1"]
+    return ["srun", f"--jobid={slurm_job()}", *tasks, "--overlap", "--kill-on-bad-exit=1"]
 
 
 def _rendezvous(nodes):
     """Options of torch.distributed.run that say where the nodes meet."""
     if nodes == 1:
         return ["--standalone"]
-    job = _slurm_job()
+    job = slurm_job()
     # scontrol rather than environment variables: Snakemake's executor removes most of Slurm's variables.
     first_node = _scontrol("job", job, "BatchHost")
     port = 20000 + int(job) % 20000
@@ -97,7 +87,12 @@ def _rendezvous(nodes):
     return [f"--nnodes={nodes}", f"--rdzv-id={job}", "--rdzv-backend=c10d", f"--rdzv-endpoint={endpoint}"]
 
 
-def _slurm_job():
+def slurm_job() -> str:
+    """Id of the Slurm job that several nodes belong to.
+
+    Raises:
+        LaunchError: this process is not part of a Slurm job.
+    """
     if "SLURM_JOB_ID" not in os.environ:
         raise LaunchError("training.nodes > 1 requires a Slurm job; set training.nodes to 1, or run on Slurm")
     return os.environ["SLURM_JOB_ID"]

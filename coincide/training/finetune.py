@@ -18,21 +18,22 @@ from transformers.trainer_callback import PrinterCallback
 
 from coincide.base.devices import pick_device
 from coincide.base.errors import UserError
-from coincide.base.files import replacing
+from coincide.base.files import link_or_copy, replacing
 from coincide.base.progress import Progress
 from coincide.base.sections import Checkpoint, Training
 from coincide.dataset.images import ImageFolders
 from coincide.dataset.record_table import RecordTable, records_digest, write_record_table
-from coincide.models.loading import load_model, weights_digest
+from coincide.models.loading import checkpoint_digest, load_model
 from coincide.training.adaptation import freeze, with_lora
 from coincide.training.collator import Collator
-from coincide.training.distributed import check_nodes, launch
+from coincide.training.distributed import launch, slurm_job
 from coincide.training.order import training_order
 from coincide.training.trainers import ProjectorTrainer, ScoringTrainer
 
 log = logging.getLogger(__name__)
 
 RECORDS = "records.arrow"  # file in the folder of checkpoints
+FINGERPRINT = "fingerprint.txt"  # written next to the weights: what determined the training
 
 
 class DeviceError(UserError):
@@ -49,11 +50,14 @@ def finetune(
     output: Path | str,
     checkpoints: Path | str,
     features: Path | str | None = None,
+    version: int = 1,
+    reusable: Iterable[Path | str] = (),
 ) -> None:
     """Train a model on LLaVA records and save it with its processor, as safetensors.
 
     The loss covers the answer tokens only. An interrupted training resumes from its last checkpoint;
-    checkpoints of other data, another model or other settings are never used.
+    checkpoints of other data, another model or other settings are never used. Data and model are compared by their
+    content, and settings that change no result (device, save_every, processes) are not compared.
 
     With `training.processes` or `training.nodes` above 1, torch.distributed starts the processes, and each takes
     its share of every batch: the steps are the same, and the losses are equal up to rounding.
@@ -69,6 +73,9 @@ def finetune(
         checkpoints: folder for checkpoints; the subfolder of this training is removed when it is done.
         features: None, or path of an (n, e) array (.npy), one row per record. A scoring network over these features
             weights the samples of each batch (see `coincide.training.difficulty`) and is saved with the model.
+        version: number that the caller raises when its code changes the results; checkpoints of another version are
+            not used.
+        reusable: folders of finished trainings; if one is the same training, it is linked instead of repeated.
 
     Raises:
         DeviceError: sharding without a GPU.
@@ -80,21 +87,22 @@ def finetune(
         raise DeviceError(
             "training.sharding: fsdp requires GPUs, but this training runs on a CPU; set training.sharding to none"
         )
-    check_nodes(training.nodes)
-    if isinstance(records, RecordTable):
-        _start(checkpoint, records, images, training, seed, output, checkpoints, features)
-        return
-    table = write_record_table(records, Path(checkpoints) / RECORDS)
+    if training.nodes > 1:
+        slurm_job()  # an error at once if there is none
+    table = records if isinstance(records, RecordTable) else write_record_table(records, Path(checkpoints) / RECORDS)
     try:
-        _start(checkpoint, table, images, training, seed, output, checkpoints, features)
+        fingerprint = _fingerprint(checkpoint, table, training, seed, features, version)
+        if not _reuse(reusable, fingerprint, output):
+            _start(checkpoint, table, images, training, seed, output, checkpoints, features, fingerprint)
     finally:
-        table.path.unlink(missing_ok=True)
+        if table is not records:
+            table.path.unlink(missing_ok=True)
 
 
-def _start(checkpoint, records, images, training, seed, output, checkpoints, features):
+def _start(checkpoint, records, images, training, seed, output, checkpoints, features, fingerprint):
     """Train in this process, or in several processes; arguments as in `finetune`."""
     if training.processes * training.nodes == 1:
-        train(checkpoint, records, images, training, seed, output, checkpoints, features)
+        train(checkpoint, records, images, training, seed, output, checkpoints, features, fingerprint)
         return
     # Arguments of `train` as JSON; `coincide.training.worker` reads them in every process.
     arguments = {
@@ -106,6 +114,7 @@ def _start(checkpoint, records, images, training, seed, output, checkpoints, fea
         "output": str(output),
         "checkpoints": str(checkpoints),
         "features": features and str(features),
+        "fingerprint": fingerprint,
     }
     launch(
         "coincide.training.worker",
@@ -125,10 +134,11 @@ def train(
     output: Path | str,
     checkpoints: Path | str,
     features: Path | str | None,
+    fingerprint: str,
 ) -> None:
     """Train in this process, which is the only one or one of several; arguments as in `finetune`."""
     torch.manual_seed(seed)
-    run_folder = Path(checkpoints) / _fingerprint(checkpoint, records, training, seed, features)
+    run_folder = Path(checkpoints) / fingerprint
     last_checkpoint = _last_checkpoint(run_folder)
     model, processor = _load(checkpoint, training, last_checkpoint)
     collator = Collator(processor, records, images, training.max_tokens, include_rows=bool(features))
@@ -229,6 +239,7 @@ def _save(trainer, output, run_folder):
             trainer.state.save_to_json(str(folder / "trainer_state.json"))
             lines = (json.dumps(entry) for entry in trainer.state.log_history)
             (folder / "training_log.jsonl").write_text("\n".join(lines) + "\n")
+            (folder / FINGERPRINT).write_text(f"{run_folder.name}\n")
     trainer.accelerator.wait_for_everyone()
     if is_main:
         shutil.rmtree(run_folder, ignore_errors=True)
@@ -240,13 +251,37 @@ def _last_checkpoint(run_folder):
     return max(complete, key=lambda folder: int(folder.name.split("-")[1]), default=None)
 
 
-def _fingerprint(checkpoint, records, training, seed, features=None):
-    """Digest of what determines a training: a checkpoint is only resumed by a training with the same one."""
+def _reuse(reusable, fingerprint, output):
+    """Link a finished training with this fingerprint to `output`; returns whether there is one."""
+    for folder in map(Path, reusable):
+        path = folder / FINGERPRINT
+        if path.is_file() and path.read_text().strip() == fingerprint:
+            log.info("the same training as %s: its model is linked, not trained again", folder)
+            with replacing(output) as temporary:
+                shutil.copytree(
+                    folder, temporary, copy_function=link_or_copy, ignore=shutil.ignore_patterns(".snakemake_timestamp")
+                )
+            return True
+    return False
+
+
+def _fingerprint(checkpoint, records, training, seed, features=None, version=1):
+    """Digest of what determines a training: a checkpoint is only resumed by a training with the same one.
+
+    That is the content of the model and of the records (images by name), and the settings that change results.
+    """
     settings = training.results_depend_on("finetune_model")
-    content = [asdict(checkpoint), weights_digest(checkpoint.name), settings, seed, records_digest(records)]
+    content = [
+        version,
+        checkpoint_digest(checkpoint),
+        checkpoint.chat_template,
+        settings,
+        seed,
+        records_digest(records),
+    ]
     if features:
         content.append(hashlib.sha256(Path(features).read_bytes()).hexdigest())
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class _ProgressLines(TrainerCallback):

@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 
 from coincide import methods
 from coincide.base.errors import UserError
+from coincide.base.files import in_workflow_folder
 from coincide.base.sections import Config
 from coincide.dataset.formats import DatasetError, expand_annotations, open_dataset
 from coincide.dataset.json_formats import RECORD_KEYS
@@ -143,7 +144,7 @@ def _path_problems(config: Config) -> Iterator[str]:
     python, include_path = config.evaluation.python, config.evaluation.include_path
     if python and not Path(python).is_file():
         yield f"evaluation.python: {python} does not exist; set it to the path of a Python interpreter, or null"
-    if include_path and not _is_folder(include_path):
+    if include_path and not _is_folder(in_workflow_folder(include_path)):
         advice = "set it to an existing folder, or null"
         yield f"evaluation.include_path: the folder {include_path} does not exist; {advice}"
 

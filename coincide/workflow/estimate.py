@@ -12,6 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from coincide import methods
+from coincide.base.files import in_workflow_folder
 from coincide.base.markdown import markdown_table
 from coincide.base.sections import Checkpoint, Config, Training
 from coincide.dataset.formats import Annotations, open_dataset, to_llava
@@ -279,7 +280,7 @@ def count_questions(tasks: Sequence[str], include_path: str | None) -> float:
     from lmms_eval.tasks import TaskManager, get_task_dict
 
     try:
-        manager = TaskManager(include_path=include_path, model_name="coincide")
+        manager = TaskManager(include_path=include_path and in_workflow_folder(include_path), model_name="coincide")
         return sum(len(task.eval_docs) for task in _leaves(get_task_dict(tasks, manager, "simple")))
     except Exception as error:  # a task raises errors of any kind if its data is not available
         log.warning("unknown number of questions: %s", error)

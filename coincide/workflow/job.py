@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from coincide.base.errors import UserError
+from coincide.base.files import WORKFLOW_FOLDER
 from coincide.workflow.gpu_lease import lease_gpus
 
 if TYPE_CHECKING:
@@ -28,7 +29,11 @@ STARTED, ENDED = "== started ", "== ended "
 
 
 def offer_package(folder: str | Path) -> None:
-    """Make the modules in a folder importable for all Python programs that this process starts, in any environment."""
+    """Make the folder of the workflow known to all programs that this process starts, in any environment.
+
+    Python imports this package from there, and paths of the config are looked up there (`in_workflow_folder`).
+    """
+    os.environ[WORKFLOW_FOLDER] = str(folder)
     current = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([str(folder), *filter(None, current)]))
 

@@ -22,11 +22,14 @@ A plugin would therefore be added to the code below, not replace it.
 """
 
 import json
+import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from coincide.base.files import write_json
 from coincide.base.progress import rate_and_left
@@ -49,7 +52,8 @@ class Attempt:
         gpus: number of devices in CUDA_VISIBLE_DEVICES.
         seconds: run time so far, or until the end.
         state: done, failed, terminated (by SIGTERM), orphaned (its Snakemake process was gone), running, or silent
-            (the log has no end line and has not been touched for SILENT seconds: the job was killed).
+            (the log has no end line and has not been touched for SILENT seconds, or the process is gone: the job was
+            killed).
         rate: units of work per second, from the last progress line; None if there is none.
         seconds_left: time left, from the same line.
         last_line: last line that the job printed.
@@ -91,6 +95,12 @@ def write_plans(
         write_json(plan, Path(folder) / PLAN)
 
 
+def finish_plans(folders: Iterable[str]) -> None:
+    """Record in the plan of each run that every job is done; jobs that turned out not to be necessary count as done."""
+    for folder in folders:
+        write_json({**read_plan(folder), "finished": time.time()}, Path(folder) / PLAN)
+
+
 def _jobs_of_run(folder, jobs, dependencies):
     """Positions of the jobs that write into a folder and, transitively, of those that they depend on."""
     selected = set()
@@ -108,7 +118,7 @@ def _jobs_of_run(folder, jobs, dependencies):
 
 
 def read_plan(folder: str | Path) -> dict[str, Any]:
-    """Plan of the last start of a run: dict of written (time), snakemake_log, shared and jobs.
+    """Plan of the last start of a run: dict of written (time), snakemake_log, shared, jobs; finished (time) at the end.
 
     Raises:
         FileNotFoundError: the run has never started.
@@ -139,7 +149,7 @@ def _read_attempt(log):
         state, seconds = end["state"], end["seconds"]
     else:
         now = time.time()
-        state = "running" if now - touched < SILENT else "silent"
+        state = "running" if now - touched < SILENT and not _is_gone(start) else "silent"
         seconds = max(0.0, (now if state == "running" else touched) - start["started"])
     printed = [line for line in lines if line.strip() and not line.startswith((STARTED, ENDED))]
     rate, seconds_left = next(filter(None, map(rate_and_left, reversed(printed))), (None, None))
@@ -155,6 +165,19 @@ def _read_attempt(log):
         last_line=printed[-1] if printed else "",
         log=log,
     )
+
+
+def _is_gone(start):
+    """Whether the process of an attempt is known to have ended: only a process of this machine can be looked up."""
+    if start["host"] != os.uname().nodename:
+        return False
+    try:
+        # another process may have got the same number since
+        return psutil.Process(start["pid"]).create_time() > start["started"]
+    except psutil.NoSuchProcess:
+        return True
+    except psutil.Error:
+        return False
 
 
 def _marked_facts(lines, mark):

@@ -36,13 +36,16 @@ class JobStatus:
         return f"{self.rule} ({self.name})"
 
 
-def job_state(job: dict[str, Any], job_attempts: Sequence[Attempt], planned: float) -> str:
+def job_state(
+    job: dict[str, Any], job_attempts: Sequence[Attempt], planned: float, *, run_finished: bool = False
+) -> str:
     """State of a job, one of STATES.
 
     Args:
         job: entry of the plan.
         job_attempts: attempts at the job, oldest first.
         planned: time at which the plan was written, seconds since 1970.
+        run_finished: the run ended without an error; a job that it skipped is done.
     """
     last = job_attempts[-1] if job_attempts else None
     if last and last.state == "running":
@@ -50,7 +53,7 @@ def job_state(job: dict[str, Any], job_attempts: Sequence[Attempt], planned: flo
     if last and last.started < planned:
         last = None  # an attempt of an earlier start of the workflow
     complete = all(Path(output).exists() for output in job["outputs"])
-    if complete and (not job["to_run"] or (last and last.state == "done")):
+    if complete and (run_finished or not job["to_run"] or (last and last.state == "done")):
         return "done"
     if last and last.state not in ("done", "orphaned"):
         return "failed"
@@ -130,8 +133,9 @@ def status(folder: str | Path, slurm_logs: str | Path = SLURM_LOGS) -> str:
     plan, jobs = _read_run(folder)
     process = holder(folder)
     table = stage_table(jobs)
+    state = "finished" if all(job.state == "done" for job in jobs) else "not running"
     lines = [
-        f"{folder}: {f'running ({process})' if process else 'not running'}; {_count_done(jobs)} jobs done",
+        f"{folder}: {f'running ({process})' if process else state}; {_count_done(jobs)} jobs done",
         "",
         _formatted(table),
         "",
@@ -151,7 +155,7 @@ def _read_run(folder):
     for job in plan["jobs"]:
         if job["log"]:
             job_attempts = attempts(job["log"])
-            state = job_state(job, job_attempts, plan["written"])
+            state = job_state(job, job_attempts, plan["written"], run_finished="finished" in plan)
             jobs.append(JobStatus(job["rule"], Path(job["log"]).stem, job_attempts, state))
     return plan, jobs
 

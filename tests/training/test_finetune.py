@@ -1,6 +1,8 @@
 """Finetuning: resuming, adapters, several processes, and errors."""
 
+import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from safetensors.torch import load_file
 from coincide.base.sections import Checkpoint
 from coincide.models.loading import load_model
 from coincide.training.distributed import LaunchError
-from coincide.training.finetune import DeviceError, _fingerprint
+from coincide.training.finetune import DeviceError, _fingerprint, finetune
 from coincide.training.trainers import SCORING_NETWORK
 
 
@@ -40,26 +42,91 @@ def test_a_killed_training_resumes_with_the_same_result(tiny_model, tiny_data, t
     assert not list(resumed.glob("*.bin")) + list(resumed.glob("*.pt")) + list(resumed.glob("*.pkl"))
 
 
-def test_checkpoints_of_other_settings_are_not_used(tiny_model, tiny_data):
+def test_checkpoints_of_other_settings_are_not_used(tiny_model, tiny_data, tmp_path):
     records, _ = tiny_data
     checkpoint = Checkpoint(str(tiny_model))
+    other_answer = [*records[:-1], {**records[-1], "conversations": [*records[-1]["conversations"][:-1]]}]
+    other_model = shutil.copytree(tiny_model, tmp_path / "other")
+    config = json.loads((other_model / "config.json").read_text())
+    (other_model / "config.json").write_text(json.dumps({**config, "vision_feature_layer": -1}))
+    other_template = replace(checkpoint, chat_template="{{ messages }}")
     fingerprints = {
         _fingerprint(checkpoint, records, SETTINGS, 1),
         _fingerprint(checkpoint, records, SETTINGS, 2),
         _fingerprint(checkpoint, records[1:], SETTINGS, 1),
+        _fingerprint(checkpoint, other_answer, SETTINGS, 1),
         _fingerprint(checkpoint, records, changed_settings(epochs=3), 1),
+        _fingerprint(checkpoint, records, changed_settings(lora={"r": 4}), 1),
+        _fingerprint(Checkpoint(str(other_model)), records, SETTINGS, 1),
+        _fingerprint(other_template, records, SETTINGS, 1),
+        _fingerprint(checkpoint, records, SETTINGS, 1, version=2),
     }
-    answer = {"from": "gpt", "value": "another answer"}
-    corrected = [{**records[0], "conversations": [*records[0]["conversations"][:1], answer]}, *records[1:]]
-    fingerprints.add(_fingerprint(checkpoint, corrected, SETTINGS, 1))
-    assert len(fingerprints) == 5
+    assert len(fingerprints) == 9
 
 
-def test_operational_settings_keep_the_checkpoints(tiny_model, tiny_data):
-    checkpoint, records = Checkpoint(str(tiny_model)), tiny_data[0]
-    fingerprint = _fingerprint(checkpoint, records, SETTINGS, 1)
-    for change in ({"save_every": 7}, {"loader_workers": 2}, {"processes": 2}):
-        assert _fingerprint(checkpoint, records, changed_settings(**change), 1) == fingerprint
+def test_a_checkpoint_is_used_wherever_the_same_training_continues(tiny_model, tiny_data, tmp_path):
+    records, _ = tiny_data
+    expected = _fingerprint(Checkpoint(str(tiny_model)), records, SETTINGS, 1)
+    copied = shutil.copytree(tiny_model, tmp_path / "copied")
+    reordered = [dict(reversed(record.items())) for record in records]
+    changes = {"save_every": 7, "loader_workers": 2, "device": "auto", "processes": 2, "nodes": 2}
+    assert _fingerprint(Checkpoint(str(copied)), records, SETTINGS, 1) == expected
+    assert _fingerprint(Checkpoint(str(tiny_model)), reordered, SETTINGS, 1) == expected
+    for name, value in changes.items():
+        changed = changed_settings(**{name: value})
+        assert _fingerprint(Checkpoint(str(tiny_model)), records, changed, 1) == expected, name
+
+
+def test_a_hub_model_is_identified_by_its_commit(tiny_model, tiny_data, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    repository = tmp_path / "models--someone--model"
+    (repository / "refs").mkdir(parents=True)
+    fingerprints = set()
+    for commit in ("a" * 40, "b" * 40):
+        shutil.copytree(tiny_model, repository / "snapshots" / commit)
+        (repository / "refs/main").write_text(commit)
+        fingerprints.add(_fingerprint(Checkpoint("someone/model"), tiny_data[0], SETTINGS, 1))
+    assert len(fingerprints) == 2
+    pinned = Checkpoint("someone/model", revision="b" * 40)
+    assert _fingerprint(pinned, tiny_data[0], SETTINGS, 1) in fingerprints
+
+
+def test_a_training_resumes_after_an_operational_setting_changed(tiny_model, tiny_data, tmp_path, monkeypatch, caplog):
+    whole = run(tiny_model, tiny_data, tmp_path, "whole")
+    with killed_at(8, monkeypatch):
+        run(tiny_model, tiny_data, tmp_path, "killed")
+    with caplog.at_level("INFO"):
+        resumed = run(tiny_model, tiny_data, tmp_path, "killed", save_every=4, loader_workers=1)
+    assert "resuming from" in caplog.text
+    assert "checkpoint-6" in caplog.text
+    for name, value in weights(whole).items():
+        torch.testing.assert_close(weights(resumed)[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_a_training_is_not_repeated_for_a_model_of_another_name(tiny_model, tiny_data, tmp_path, caplog):
+    records, images = tiny_data
+
+    def train(label, records=records, reuse=()):
+        output = tmp_path / label / "full/1/1"
+        finetune(
+            tiny_model, records, images, SETTINGS, seed=1, output=output, checkpoints=tmp_path / "c", reusable=reuse
+        )
+        return output
+
+    first = train("first")
+    (first / ".snakemake_timestamp").touch()
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        second = train("second", reuse=[first])
+    assert f"the same training as {first}" in caplog.text
+    files = {path.name for path in first.iterdir()} - {".snakemake_timestamp"}
+    assert {path.name for path in second.iterdir()} == files
+    assert (second / "model.safetensors").stat().st_ino == (first / "model.safetensors").stat().st_ino
+    third = train("third", records[1:], reuse=[first, second])
+    assert third.stat().st_ino != first.stat().st_ino
+    assert (third / "model.safetensors").read_bytes() != (first / "model.safetensors").read_bytes()
 
 
 def test_training_lowers_the_loss(tiny_model, tiny_data, tmp_path):

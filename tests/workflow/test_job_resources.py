@@ -104,7 +104,7 @@ def test_several_nodes_run_one_task_each():
 def test_every_rule_with_a_demand_exists_and_asks_for_it():
     rules = "".join(path.read_text() for path in (REPO / "rules").glob("*.smk"))
     for rule in rules_with_demand():
-        assert f"rule {rule}:" in rules
+        assert re.search(rf"^(rule|checkpoint) {rule}:", rules, re.MULTILINE)
         assert f'**job_needs("{rule}")' in rules, rule
     assert set(re.findall(r'job_(?:needs|threads)\("(\w+)"\)', rules)) == set(rules_with_demand())
 

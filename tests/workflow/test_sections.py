@@ -19,7 +19,7 @@ DEFAULT = check_config(yaml.safe_load((REPO / "config.yaml").read_text()), files
 RULES = {
     match[1]: match[0]
     for path in sorted((REPO / "rules").glob("*.smk"))
-    for match in re.finditer(r"^rule (\w+):\n(?:(?:[ \t].*)?\n)*", path.read_text(), re.MULTILINE)
+    for match in re.finditer(r"^(?:rule|checkpoint) (\w+):\n(?:(?:[ \t].*)?\n)*", path.read_text(), re.MULTILINE)
 }
 SECTIONS = {name: type(value) for name, value in DEFAULT if isinstance(value, Section)}
 # rules that take the settings of a stage under params of their own
@@ -125,6 +125,7 @@ def test_settings_of_a_stage_are_those_that_are_marked():
     assert changed["training"]["learning_rate"] == 5e-4
     assert not {"device", "save_every", "loader_workers", "processes", "nodes"} & set(changed["training"])
     assert section_settings(DEFAULT, "density") == {"selection": {"gamma": 1.0, "cluster_groups": 1}}
+    assert section_settings(DEFAULT, "merge") == {}
     assert section_settings(DEFAULT, "shards") == {"dataset": {"shards": 4}}
 
 

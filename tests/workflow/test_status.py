@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from coincide.workflow.plan import SILENT, attempts, write_plans
+from coincide.workflow.plan import SILENT, attempts, finish_plans, write_plans
 from coincide.workflow.status import cause, main, status
 
 JOB = """
@@ -139,3 +139,31 @@ def test_status_without_a_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main([]) == "no run under results/ has started yet"
     assert "results/x/plan.json does not exist" in main(["results/x"])
+
+
+def test_a_run_is_finished_when_all_its_jobs_are_done_or_were_not_necessary(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    jobs = [("activations", "logs/a.log", ["run/a"], True), ("finetune_model", "logs/f.log", ["run/f"], True)]
+    write_plans({"run": {}}, jobs, [[], [0]], "")
+    for name in ("a", "f"):
+        (tmp_path / "run" / name).touch()
+    write_log(tmp_path / "logs/a.log", "done", seconds=0)
+    write_log(tmp_path / "logs/f.log", "done")  # by an earlier start; this start skips the job
+    assert "run: not running; 1 of 2 jobs done" in status("run")
+    finish_plans(["run"])
+    assert "run: finished; 2 of 2 jobs done" in status("run")
+    (tmp_path / "run/f").unlink()
+    assert "run: not running; 1 of 2 jobs done" in status("run")
+
+
+def test_a_job_that_was_killed_on_this_machine_is_not_running(tmp_path):
+    log = tmp_path / "job.log"
+    assert run_job(log, "os.kill(os.getpid(), signal.SIGKILL)") != 0
+    assert [attempt.state for attempt in attempts(log)] == ["silent"]
+    process = subprocess.Popen([sys.executable, "-c", JOB.format("time.sleep(60)"), log])
+    while not [a for a in attempts(log) if a.state == "running"]:
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.kill()
+    process.wait()
+    assert attempts(log)[-1].state == "silent"

@@ -14,7 +14,7 @@ def rule_bodies():
     """dict of rule -> its source."""
     bodies = {}
     for path in [REPO / "Snakefile", *(REPO / "rules").glob("*.smk")]:
-        names_and_bodies = re.split(r"^rule (\w+):$", path.read_text(), flags=re.MULTILINE)[1:]
+        names_and_bodies = re.split(r"^(?:rule|checkpoint) (\w+):$", path.read_text(), flags=re.MULTILINE)[1:]
         bodies |= dict(zip(names_and_bodies[::2], names_and_bodies[1::2]))
     return bodies
 

@@ -280,7 +280,7 @@ def test_a_damaged_shard_is_detected_before_use_and_only_that_shard_recomputed(f
 def test_the_status_of_a_finished_run(finished):
     command = [sys.executable, "-m", "coincide.workflow.status"]
     text = subprocess.run(command, cwd=finished.folder, text=True, capture_output=True, check=True).stdout
-    jobs = re.search(r"results/small: not running; (\d+) of (\d+) jobs done", text)
+    jobs = re.search(r"results/small: finished; (\d+) of (\d+) jobs done", text)
     assert jobs
     assert jobs[1] == jobs[2]
     assert "FAILED" not in text

@@ -1,0 +1,155 @@
+"""What a changed setting reruns: a table for the documentation (`make schema` writes it into docs/reruns.md).
+
+The sections of the config mark the rules whose results a setting changes (`coincide.base.sections`); what depends on
+these rules follows from `STAGES`. tests/workflow/test_reruns.py changes each setting of a finished run and compares the
+table with a dry run.
+"""
+
+from collections.abc import Iterator
+
+from coincide.base.sections import Config, Section
+from coincide.workflow.config_reference import nested_section
+from coincide.workflow.stages import CORESET, CORESET_STAGES, STAGES
+
+# rule -> rules whose results it reads, for rules that are no stage because no other run needs their results
+OTHER_RULES = {
+    "mini_mix": (),
+    "even_mix": (),
+    "tiny_model": (),
+    "cluster_stats": ("shares", "budget"),
+    "coreset_dataset": (CORESET, "merge"),
+    "summary": ("evaluate_model", "merge", "shares", CORESET),
+    "figures": ("summary", "cluster_stats", "clusters", "merge", CORESET),
+    "write_report": ("summary", "merge", "clusters", "cluster_stats", "figures", CORESET),
+}
+CONTENT_KEYED = ("finetune_model", "evaluate_model")  # they rerun only if the coreset has another content
+NEEDED_BY_SOME = ("clip_scores", "difficulty")  # what only some methods need
+# columns of the table
+COLUMNS = {
+    "dataset": ("manifest", "shards"),
+    "activations": ("activations", "merge"),
+    "clusters": ("clusters",),
+    "shares": ("transferability", "density", "shares"),
+    "picks": ("budget", "picks", "cluster_stats"),
+    "CLIP scores": ("clip_scores",),
+    "difficulty": ("difficulty",),
+    "coresets": ("coincide_coreset", "method_coreset", "full_coreset", "coreset_json", "coreset_dataset"),
+    "models": ("finetune_model",),
+    "evaluations": ("evaluate_model",),
+    "report": ("summary", "figures", "write_report"),
+}
+# What changes when a path does, and which jobs the entries of an expanded setting have. The first rules of each.
+READERS = {
+    "dataset.annotations": ("manifest",),
+    "dataset.images": ("manifest", "activations", "clip_scores", "difficulty", "finetune_model"),
+}
+EXPANDED = {
+    "selection.fractions": ("budget", "picks", "coincide_coreset", "method_coreset"),
+    "selection.methods": ("method_coreset",),
+    "selection.method_settings": ("method_coreset",),
+    "target_model.label": ("finetune_model",),
+    "target_model.seeds": ("finetune_model",),
+    "target_model.full": ("full_coreset",),
+    "evaluation.groups": ("evaluate_model",),
+}
+BEGIN, END = "<!-- table: written by make schema -->", "<!-- end of the table -->"
+
+
+def dependents(rules: tuple[str, ...], *, any_method: bool = True) -> set[str]:
+    """The rules, and transitively all that read their results.
+
+    Args:
+        rules: the first of them.
+        any_method: include what only methods depend on that need CLIP scores or difficulty.
+    """
+    graph = {**STAGES, **OTHER_RULES}
+    if any_method:
+        graph["method_coreset"] = (*graph["method_coreset"], *NEEDED_BY_SOME)
+    coresets = {*CORESET_STAGES.values(), "method_coreset"}
+    reached: set[str] = set()
+    to_visit = list(rules)
+    while to_visit:
+        rule = to_visit.pop()
+        if rule not in reached:
+            reached.add(rule)
+            names = {rule, CORESET} if rule in coresets else {rule}
+            to_visit += [other for other, parents in graph.items() if names & set(parents)]
+    return reached
+
+
+def settings(section: type[Section] = Config, prefix: str = "") -> Iterator[tuple[str, tuple[str, ...], str]]:
+    """(dotted name, rules that it changes, kind) of every setting; kind is "", "operational", "path" or "expanded".
+
+    Settings of single runs (`runs`), of environment modules and of what the workflow builds for the demo are left out.
+    """
+    for name, field in section.model_fields.items():
+        dotted, mark = f"{prefix}{name}", section.mark(name)
+        nested = nested_section(field.annotation)
+        if dotted in ("runs", "modules", "tiny_models", "mini_mix", "even_mix", "transfer_check"):
+            continue
+        if section is Config and not nested:
+            continue
+        if nested and not mark.get("expanded"):
+            yield from settings(nested, f"{dotted}.")
+        else:
+            kinds = [kind for kind in ("operational", "path", "expanded") if mark.get(kind)]
+            yield dotted, _first_rules(dotted, section, name), (kinds or [""])[0]
+
+
+def _first_rules(dotted, section, name):
+    return READERS.get(dotted) or EXPANDED.get(dotted) or section.stages_of(name)
+
+
+def _all_settings():
+    return {name: first for name, first, _ in settings()}
+
+
+def reruns(dotted: str) -> tuple[set[str], set[str]]:
+    """Rules that run again when a setting changes: (in any case, only if the coreset has another content).
+
+    Raises:
+        KeyError: there is no such setting.
+    """
+    rules = _all_settings()[dotted]
+    affected = dependents(rules)
+    beyond_coreset = {rule for rule in CONTENT_KEYED if rule in affected} - dependents(
+        tuple(rule for rule in rules if rule in CONTENT_KEYED)
+    )
+    return affected - beyond_coreset, beyond_coreset
+
+
+def table() -> str:
+    """The table, as Markdown; settings that rerun the same are one row."""
+    rows: dict[tuple, list[str]] = {}
+    for name, _, kind in settings():
+        certain, if_changed = reruns(name)
+        for_all = dependents(_all_settings()[name], any_method=False)
+        cells = tuple(_cell(set(rules), certain, if_changed, for_all, kind) for rules in COLUMNS.values())
+        rows.setdefault(cells, []).append(name)
+    lines = [f"| setting | {' | '.join(COLUMNS)} |", f"| --- |{' :-: |' * len(COLUMNS)}"]
+    nothing = ("",) * len(COLUMNS)
+    for cells, names in sorted(rows.items(), key=lambda row: row[0] == nothing):
+        lines.append(f"| {_names(names)} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _names(names):
+    """The names of settings, those of a section together."""
+    sections: dict[str, list[str]] = {}
+    for name in names:
+        section, _, key = name.rpartition(".")
+        sections.setdefault(section, []).append(key)
+    return "; ".join(f"`{section}`: {', '.join(keys)}" for section, keys in sections.items())
+
+
+def _cell(rules, certain, if_changed, for_all, kind):
+    if not rules & (certain | if_changed):
+        return ""
+    symbol = "+" if kind == "expanded" else "●" if rules & certain else "○"
+    return symbol if rules & for_all else f"({symbol})"
+
+
+def with_table(page: str) -> str:
+    """A page with the current table between its two marks."""
+    head, rest = page.split(BEGIN)
+    return f"{head}{BEGIN}\n{table()}{END}{rest.split(END)[1]}"
