@@ -19,7 +19,7 @@ from common import best_of, in_new_process, parser, peak_memory, rows_like_activ
 from coincide.base.activation_store import ROW_GROUP, Activations, write_activations
 from coincide.base.clustered_rows import ClusteredRows
 from coincide.clustering.kmeans import spherical_kmeans
-from coincide.clustering.lloyd import int8_is_faster, multiply
+from coincide.clustering.lloyd import Multiplier, int8_is_faster
 from coincide.selection.density import density
 from coincide.selection.picks import pick_members
 from coincide.selection.select import budget_table, shares_table
@@ -90,7 +90,8 @@ def product_rate(d, k):
     """Operations per second of the matrix product that k-means uses on this machine."""
     dtype = np.int8 if int8_is_faster(d, k) else np.float32
     rows, columns = np.ones((4096, d), dtype), np.ones((min(k, 2048), d), dtype)
-    seconds, _ = best_of(lambda: multiply(rows, columns), at_least=2)
+    multiplier = Multiplier()
+    seconds, _ = best_of(lambda: multiplier.multiply(rows, columns), at_least=2)
     return 2 * rows.size * len(columns) / seconds
 
 

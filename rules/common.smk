@@ -131,6 +131,15 @@ def coresets(run, name):
     ]
 
 
+def premise_check(wildcards):
+    """The transfer check, if the budgets of the run go by it."""
+    if runs.setting(wildcards.run, "selection.budget") != "premise":
+        return []
+    return stage_output("check_transfer", "transfer_check/transfer_check.json")(
+        wildcards
+    )
+
+
 def full_coreset(name):
     """A file of the full data's coreset."""
     return lambda wildcards: (

@@ -55,6 +55,7 @@ rule shares:
             "density/group-{cluster_group}.parquet",
             cluster_group=cluster_groups,
         ),
+        premise=premise_check,
     output:
         "results/{run}/shares.parquet",
     log:

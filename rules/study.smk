@@ -45,6 +45,7 @@ rule check_transfer:
         model=model_files("reference_model"),
     output:
         pairs="results/{run}/transfer_check/pairs.parquet",
+        result="results/{run}/transfer_check/transfer_check.json",
         text="results/{run}/transfer_check/transfer_check.md",
         figure="results/{run}/transfer_check/transfer.svg",
     log:

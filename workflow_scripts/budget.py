@@ -13,6 +13,4 @@ from coincide.base.tables import write_table
 from coincide.selection.select import budget_table
 
 shares = pd.read_parquet(snakemake.input.shares)
-fraction = float(snakemake.wildcards.fraction)
-table = budget_table(shares, fraction, temperature=config.selection.temperature, budget=config.selection.budget)
-write_table(table, snakemake.output[0])
+write_table(budget_table(shares, float(snakemake.wildcards.fraction)), snakemake.output[0])

@@ -14,7 +14,7 @@ import pandas as pd
 
 from coincide.base.activation_store import Activations
 from coincide.base.centroids import read_centroids
-from coincide.base.files import replacing
+from coincide.base.files import replacing, write_json
 from coincide.base.tables import write_table
 from coincide.dataset.shards import read_samples
 from coincide.reporting import figures
@@ -34,5 +34,6 @@ pairs, result = check_transfer(
 )
 figures.draw_transfer(relative_gains(pairs), result, snakemake.output.figure)
 write_table(pairs, snakemake.output.pairs)
+write_json(result, snakemake.output.result)
 with replacing(snakemake.output.text) as path:
     path.write_text(as_text(result))

@@ -381,14 +381,15 @@ class Selection(Section):
     method_settings: dict[StrictStr, dict[str, Any]] = setting(
         {}, "settings per baseline, such as el2n: {keep: top}", expanded=True
     )
-    budget: Literal["published", "even", "size"] = setting(
+    budget: Literal["published", "premise", "even", "size"] = setting(
         "published",
-        "budgets of the clusters: published (softmax of transferability ÷ density), even (the same for every cluster), "
-        "or size (in proportion to the members)",
-        stages=("shares", "budget"),
+        "budgets of the clusters: published (softmax of transferability ÷ density), premise (the same, weighed by what "
+        "transfer_check measures; even where it measures nothing), even (the same for every cluster), or size (in "
+        "proportion to the members)",
+        stages=("shares",),
     )
     temperature: Positive = setting(
-        0.1, "τ of the softmax over clusters, for published budgets", stages=("shares", "budget")
+        0.1, "τ of the softmax over clusters, for the budgets published and premise", stages=("shares",)
     )
     gamma: Positive = setting(1.0, "width of the Gaussian kernel", stages=("density", "picks"))
     weigh_density: StrictBool = setting(

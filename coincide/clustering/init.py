@@ -9,7 +9,7 @@ import numpy as np
 from coincide.base.numba_support import bits
 from coincide.base.rows import Rows, unit_rows
 from coincide.clustering import loops
-from coincide.clustering.lloyd import ROWS_PER_BATCH, Screen, multiply
+from coincide.clustering.lloyd import ROWS_PER_BATCH, Multiplier, Screen
 from coincide.clustering.loops import RowBatch
 
 SAMPLE_PER_CLUSTER = 16  # rows per cluster of the sample that k-means++ draws from; at most a quarter of all rows
@@ -121,6 +121,7 @@ class CosineScreen:
         loops.compute_inverse_norms(batch)
         self._screen = Screen(n, d, np.zeros(d, np.float32), True)
         self._rounded = self._screen.fill(batch)
+        self._multiplier = Multiplier()
 
     def raise_bounds(self, upper_bounds: np.ndarray, drawn: np.ndarray) -> None:
         """Raise upper bounds of each row's largest cosine so that they cover the rows at `drawn`, too."""
@@ -129,7 +130,7 @@ class CosineScreen:
             loops.raise_cosine_bounds(products, rows, self._screen.bounds, candidates, upper_bounds)
 
     def _products(self, rounded: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield positions of rows, and their products with (k, d) int8 rows."""
+        """Yield positions of rows, and their products with (k, d) int8 rows, which are valid until the next."""
         for start in range(0, len(self._rounded), ROWS_PER_BATCH):
             block = self._rounded[start : start + ROWS_PER_BATCH]
-            yield np.arange(start, start + len(block)), multiply(block, rounded)
+            yield np.arange(start, start + len(block)), self._multiplier.multiply(block, rounded)

@@ -22,6 +22,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from coincide.base.numba_support import bits
 from coincide.base.progress import Progress
@@ -30,9 +31,12 @@ from coincide.base.threads import one_blas_thread, threads
 from coincide.clustering import loops
 from coincide.clustering.loops import Assignment, Candidates, RoundedRows, RowBatch
 
-ROWS_PER_BATCH = 4096  # rows read at once
+ROWS_PER_BATCH = 4096  # rows read at once, or more of them if they are narrow
+NUMBERS_PER_BATCH = 2**24  # numbers read at once, where that is more rows
 PRODUCTS_AT_ONCE = 2**23
 MARGIN = 1e-5  # added to float32 bounds, far above their rounding
+KEPT_FLOAT32_BYTES = 2 * 2**30  # float32 rows up to this size are kept; larger ones are computed at each iteration
+DENSE = 0.7  # share of rows in a range from which it pays to multiply the whole range
 FEW_MOVED = 0.7  # share of moved centroids up to which it pays to compare rows with these only
 
 
@@ -42,7 +46,8 @@ class Lloyd:
     Args:
         rows: n rows of d numbers; they are scaled to unit norm as they are read.
         centroids: (K, d) float32 unit rows to start from.
-        keep: hold the int8 rows in memory (n·d bytes) instead of rounding them again at each iteration.
+        keep: hold the rounded rows in memory instead of rounding them again at each iteration: n·d bytes in int8;
+            float32 rows only up to KEPT_FLOAT32_BYTES.
         int8: screen in int8 or in float32; None selects the faster one on this machine. The labels are the same.
 
     Attributes:
@@ -56,6 +61,7 @@ class Lloyd:
         n, d = rows.shape
         k = len(centroids)
         self.rows = rows
+        self._rows_per_batch = max(ROWS_PER_BATCH, NUMBERS_PER_BATCH // d)
         self.centroids = np.ascontiguousarray(centroids, np.float32).copy()
         self.int8 = int8_is_faster(d, k) if int8 is None else int8
         self.labels = np.full(n, -1, np.int32)
@@ -65,8 +71,11 @@ class Lloyd:
         self._inverse_norms = np.empty(n, np.float32)
         self._norms_known = False  # True after the first assignment
         self._row_screen = Screen(n, d, self._centre, self.int8)
-        self._rounded_rows = np.empty((n, d), np.int8) if keep and self.int8 else None
+        keep = keep and (self.int8 or 4 * n * d <= KEPT_FLOAT32_BYTES)
+        self._rounded_rows = np.empty((n, d), self._row_screen.dtype) if keep else None
         self._centroid_screen = Screen(k, d, self._centre, self.int8)
+        self._multiplier = Multiplier()
+        self._row_buffer = Buffer()
         self._rounded_centroids = np.empty((k, d), self._centroid_screen.dtype)
         self._sums, self._sum_lengths = np.zeros((k, d), np.int64), np.zeros(k)
         # Bounds of scores, see `Assignment`; the upper bound is as of a row's last comparison, and
@@ -98,7 +107,7 @@ class Lloyd:
         moved_columns = self._columns(moved) if few_moved else None
         changed = products = 0
         undecided = np.flatnonzero(self._lower_bound <= self._upper_bound + self._drift)
-        for x, batch_rows, rows in self.rows.batches(undecided, ROWS_PER_BATCH):
+        for x, batch_rows, rows in self.rows.batches(undecided, self._rows_per_batch):
             batch, old_labels = RowBatch(bits(x), batch_rows, rows, self._inverse_norms), self.labels[rows]
             if not self._norms_known:
                 self._prepare(batch)
@@ -129,18 +138,20 @@ class Lloyd:
             the objective: mean similarity of the rows with the new centroids.
         """
         clusters = np.flatnonzero(self._changed & (self.sizes > 0))
-        old = self.centroids[clusters]
-        loops.normalise_sums(self._sums, clusters, self.centroids, self._sum_lengths)
+        centre_steps, lengths = np.empty(len(clusters)), np.empty(len(clusters))
+        loops.normalise_sums(
+            self._sums, clusters, self.centroids, self._sum_lengths, self._centre, centre_steps, lengths
+        )
         self._sum_lengths[self.sizes == 0] = 0
         self._changed[:] = False
-        self._loosen_bounds(clusters, self.centroids[clusters] - old)
+        self._loosen_bounds(clusters, centre_steps, lengths)
         return float(self._sum_lengths.sum() / len(self.rows))
 
     def replace(self, clusters: np.ndarray, centroids: np.ndarray) -> None:
         """Replace the centroids of (m,) clusters by (m, d) float32 unit rows."""
-        old = self.centroids[clusters]
+        steps = centroids.astype(np.float64) - self.centroids[clusters]
         self.centroids[clusters] = centroids
-        self._loosen_bounds(clusters, centroids - old)
+        self._loosen_bounds(clusters, steps @ self._centre, np.linalg.norm(steps, axis=1))
 
     def similarity(self) -> np.ndarray:
         """(n,) float32 cosine of each row with its centroid."""
@@ -163,8 +174,8 @@ class Lloyd:
                 f"x has {np.count_nonzero(bad)} rows with NaN or infinity among those up to row {batch.rows[-1]}, "
                 f"the first is row {batch.rows[np.argmax(bad)]}"
             )
-        if self._rounded_rows is not None:
-            self._rounded_rows[batch.rows] = self._row_screen.fill(batch)
+        if self._rounded_rows is not None:  # at the first assignment, batches are of adjacent rows
+            self._row_screen.fill(batch, self._rounded_rows[batch.rows[0] : batch.rows[-1] + 1])
 
     def _tighten(self, batch):
         """Recompute lower bounds if this one dot product may avoid the comparison with all centroids."""
@@ -182,20 +193,26 @@ class Lloyd:
             return 0
         candidates, matrix = columns
         assignment = Assignment(self.labels, self._lower_bound, self._upper_bound)
-        step = int(np.clip(PRODUCTS_AT_ONCE // max(len(matrix), 1), 256, ROWS_PER_BATCH))
+        step = int(np.clip(PRODUCTS_AT_ONCE // max(len(matrix), 1), 256, self._rows_per_batch))
         for first in range(0, len(batch.rows), step):
             some = batch.take(slice(first, first + step))
-            products = multiply(self._rounded(some), matrix)
+            products = self._multiply(some, matrix)
             loops.assign_rows(products, some, self._row_screen.bounds, self.centroids, candidates, assignment, partial)
         return len(batch.rows) * len(matrix)
 
-    def _rounded(self, batch):
-        """(m, d) rounded rows of a batch."""
+    def _multiply(self, batch, matrix):
+        """(m, k) products of the m rounded rows of a batch with the k rows of a matrix; valid until the next call."""
+        d = self.rows.shape[1]
         if self._rounded_rows is None:
-            return self._row_screen.fill(batch)
+            rounded = self._row_screen.fill(batch, self._row_buffer.array((len(batch.rows), d), self._row_screen.dtype))
+            return self._multiplier.multiply(rounded, matrix)
         first, stop = batch.rows[0], batch.rows[-1] + 1
-        adjacent = stop - first == len(batch.rows)
-        return self._rounded_rows[first:stop] if adjacent else self._rounded_rows[batch.rows]
+        if len(batch.rows) >= DENSE * (stop - first):  # a copy of the rows would take longer than the other products
+            products = self._multiplier.multiply(self._rounded_rows[first:stop], matrix)
+            return products if stop - first == len(batch.rows) else products[batch.rows - first]
+        rounded = self._row_buffer.array((len(batch.rows), d), self._row_screen.dtype)
+        np.take(self._rounded_rows, batch.rows, axis=0, out=rounded, mode="clip")  # other modes copy once more
+        return self._multiplier.multiply(rounded, matrix)
 
     def _move_rows(self, batch, old_labels):
         """Update sums and sizes of clusters after a batch got new labels; return the number of labels that changed."""
@@ -212,21 +229,26 @@ class Lloyd:
         self._changed[left] = True
         return len(moved)
 
-    def _loosen_bounds(self, clusters, steps):
-        """Loosen the bounds of all rows after the centroids of `clusters` moved by `steps`, (m, d).
+    def _loosen_bounds(self, clusters, centre_steps, lengths):
+        """Loosen the bounds of all rows after the centroids of `clusters` moved.
 
         A step changes the score of a row x by x·step - offset change = (x-µ)·step + µ·step, which lies within
         |x-µ||step| of µ·step (Cauchy-Schwarz inequality).
+
+        Args:
+            clusters: (m,) clusters.
+            centre_steps: (m,) products of the centre with the steps.
+            lengths: (m,) L2 norms of the steps.
         """
-        moved = (steps != 0).any(axis=1)
-        clusters, steps = clusters[moved], steps[moved].astype(np.float64)
+        moved = lengths > 0
+        clusters = clusters[moved]
         self._moved = np.union1d(self._moved, clusters)
         if not self._norms_known or not len(clusters):
             return
         k, labels, norm = len(self.centroids), self.labels, self._row_screen.bounds.norm
         centre_step, length = np.zeros(k, np.float32), np.zeros(k, np.float32)
-        centre_step[clusters] = steps @ self._centre
-        length[clusters] = np.sqrt((steps**2).sum(axis=1)) * (1 + MARGIN)
+        centre_step[clusters] = centre_steps[moved]
+        length[clusters] = lengths[moved] * (1 + MARGIN)
         # the longest step among the centroids that are not the row's own
         second, first = np.argsort(length)[-2:] if k > 1 else (0, 0)
         longest_other = np.where(labels == first, length[second], length[first])
@@ -260,9 +282,10 @@ class Screen:
         )
         self._relative_error = np.float32(d * 2.0**-24)  # of a float32 sum of d products, relative to the norms
 
-    def fill(self, batch: RowBatch) -> np.ndarray:
-        """(m, d) rounded rows of a batch; their bounds are set at `batch.rows`."""
-        rounded = np.empty((len(batch.rows), batch.x.shape[1]), self.dtype)
+    def fill(self, batch: RowBatch, rounded: np.ndarray | None = None) -> np.ndarray:
+        """(m, d) rounded rows of a batch, written to `rounded` if it is given; their bounds are set at `batch.rows`."""
+        if rounded is None:
+            rounded = np.empty((len(batch.rows), batch.x.shape[1]), self.dtype)
         if self.int8:
             loops.quantise(batch, self.centre, rounded, self.bounds)
         else:
@@ -277,30 +300,56 @@ class Screen:
         return Candidates(clusters, scale, error, norm, centre_product.astype(np.float32))
 
 
-def multiply(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """(m, k) products of (m, d) rows with (k, d) columns: int32 from int8, exact; float32 from float32."""
-    if rows.dtype == np.float32:
-        return _multiply_float32(rows, columns)
-    if rows.shape[1] == 1:  # torch mistakes the strides of a single column for those of a row, and reads out of bounds
-        return rows.astype(np.int32) * columns.T
-    import torch
+class Buffer:
+    """Memory for arrays of which one is needed at a time: pages that were touched once cost nothing again."""
 
-    return torch._int_mm(torch.from_numpy(rows), torch.from_numpy(columns).T).numpy()
+    def __init__(self) -> None:
+        self._memory = np.empty(0, np.uint8)
+
+    def array(self, shape: tuple[int, int], dtype: DTypeLike) -> np.ndarray:
+        """An array with arbitrary content; it is valid until the next call."""
+        size = shape[0] * shape[1] * np.dtype(dtype).itemsize
+        if len(self._memory) < size:
+            self._memory = np.empty(size, np.uint8)
+        return self._memory[:size].view(dtype).reshape(shape)
 
 
-def _multiply_float32(rows, columns):
-    """Products by one BLAS thread per block of rows."""
-    out = np.empty((len(rows), len(columns)), np.float32)
-    workers = threads()
-    step = -(-len(rows) // workers)
+class Multiplier:
+    """Products of rows with columns, in one buffer and one pool of threads."""
 
-    def multiply_block(start):
-        block = slice(start, start + step)
-        np.matmul(rows[block], columns.T, out=out[block])
+    def __init__(self) -> None:
+        self._buffer = Buffer()
+        self._pool = ThreadPoolExecutor(threads())
 
-    with one_blas_thread(), ThreadPoolExecutor(workers) as pool:
-        list(pool.map(multiply_block, range(0, len(rows), step)))
-    return out
+    def multiply(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """Multiply (m, d) rows with (k, d) columns.
+
+        Returns:
+            (m, k): int32 from int8, exact; float32 from float32. It is valid until the next call.
+        """
+        if rows.shape[1] == 1 and rows.dtype == np.int8:  # torch reads out of bounds: it mistakes the strides
+            return rows.astype(np.int32) * columns.T
+        shape = (len(rows), len(columns))
+        if rows.dtype == np.float32:
+            out = self._buffer.array(shape, np.float32)
+            self._multiply_float32(rows, columns, out)
+            return out
+        import torch
+
+        out = self._buffer.array(shape, np.int32)
+        torch._int_mm(torch.from_numpy(rows), torch.from_numpy(columns).T, out=torch.from_numpy(out))
+        return out
+
+    def _multiply_float32(self, rows, columns, out):
+        """One BLAS thread per block of rows."""
+        step = -(-len(rows) // threads())
+
+        def multiply_block(start):
+            block = slice(start, start + step)
+            np.matmul(rows[block], columns.T, out=out[block])
+
+        with one_blas_thread():
+            list(self._pool.map(multiply_block, range(0, len(rows), step)))
 
 
 def int8_is_faster(d: int, k: int) -> bool:
@@ -309,8 +358,9 @@ def int8_is_faster(d: int, k: int) -> bool:
     seconds = []
     for dtype in (np.int8, np.float32):
         rows, columns = np.ones((512, d), dtype), np.ones((k, d), dtype)
-        multiply(rows, columns)
+        multiplier = Multiplier()
+        multiplier.multiply(rows, columns)
         start = time.perf_counter()
-        multiply(rows, columns)
+        multiplier.multiply(rows, columns)
         seconds.append(time.perf_counter() - start)
     return seconds[0] < seconds[1]

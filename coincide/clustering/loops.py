@@ -144,8 +144,26 @@ def move_rows(
 
 
 @parallel
-def normalise_sums(sums: np.ndarray, clusters: np.ndarray, centroids: np.ndarray, lengths: np.ndarray) -> None:
-    """Set the centroids of `clusters` to their normalised sums, and `lengths` to the L2 norms of the sums."""
+def normalise_sums(
+    sums: np.ndarray,
+    clusters: np.ndarray,
+    centroids: np.ndarray,
+    lengths: np.ndarray,
+    centre: np.ndarray,
+    centre_steps: np.ndarray,
+    step_lengths: np.ndarray,
+) -> None:
+    """Set the centroids of some clusters to their normalised sums.
+
+    Args:
+        sums: (K, d) int64, in steps of 1 / SUM_SCALE.
+        clusters: (m,) clusters.
+        centroids: (K, d) float32, changed in place at `clusters`.
+        lengths: (K,) float64, set to the L2 norms of the sums at `clusters`.
+        centre: (d,) float32.
+        centre_steps: (m,) float64, filled with the products of the centre with the steps of the centroids.
+        step_lengths: (m,) float64, filled with the L2 norms of the steps.
+    """
     for m in numba.prange(len(clusters)):
         k = clusters[m]
         total = 0.0
@@ -154,8 +172,14 @@ def normalise_sums(sums: np.ndarray, clusters: np.ndarray, centroids: np.ndarray
             total += value * value
         length = np.sqrt(total)
         lengths[k] = length / SUM_SCALE
+        centre_step, square = 0.0, 0.0
         for j in range(sums.shape[1]):
-            centroids[k, j] = np.float32(sums[k, j] / length) if length > 0 else np.float32(0)
+            centroid = np.float32(sums[k, j] / length) if length > 0 else np.float32(0)
+            step = np.float64(centroid) - np.float64(centroids[k, j])
+            centroids[k, j] = centroid
+            centre_step += step * np.float64(centre[j])
+            square += step * step
+        centre_steps[m], step_lengths[m] = centre_step, np.sqrt(square)
 
 
 @inlined_finite

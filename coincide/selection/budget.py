@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -23,22 +24,47 @@ def scores_of(stats: pd.DataFrame) -> NDArray[np.float64]:
     return (stats["transferability"] / stats["density"]).to_numpy()
 
 
-def budget_scores(kind: str, stats: pd.DataFrame) -> NDArray[np.float64]:
-    """(K,) scores whose softmax at τ = 1 or at the configured τ gives the shares of a kind of budget.
+def budget_logits(
+    kind: str, stats: pd.DataFrame, *, temperature: float = 0.1, premise_weight: float = 1.0
+) -> NDArray[np.float64]:
+    """(K,) logits whose softmax gives the shares of a kind of budget; NaN for an empty cluster.
 
     Args:
-        kind: "published": transferability / density. "even": the same for every cluster. "size": the logarithm of the
-            number of members, so that the softmax at τ = 1 is the share of the samples.
+        kind: "published": transferability / density / τ. "premise": the same times `premise_weight`. "even": the same
+            for every cluster. "size": the logarithm of the number of members, so that a share is the share of the
+            samples.
         stats: table with columns size, transferability and density, one row per cluster.
+        temperature: τ, for "published" and "premise".
+        premise_weight: see `premise_weight`, for "premise".
+
+    Raises:
+        ValueError: temperature <= 0.
 
     Source: "published": Lee, Li, Hwang (EMNLP 2024), section 3.3; the others are alternatives of this project.
     """
+    if not temperature > 0:
+        raise ValueError(f"temperature must be above 0; got {temperature}")
     sizes = stats["size"].to_numpy(dtype=np.float64)
-    if kind == "published":
-        return scores_of(stats)
+    if kind == "size":
+        return np.log(sizes, out=np.full(len(sizes), np.nan), where=sizes > 0)
     if kind == "even":
         return np.where(sizes > 0, 0.0, np.nan)
-    return np.log(sizes, out=np.full(len(sizes), np.nan), where=sizes > 0)
+    logits = scores_of(stats) / temperature
+    return logits if kind == "published" else premise_weight * logits
+
+
+def premise_weight(result: Mapping[str, float]) -> float:
+    """How much the measured premise supports transferability, in 0..1: the weight of the scores in budgets.
+
+    It is the lower end of the 95% interval of the correlation between gain and similarity, and 0 where training on a
+    cluster may not even help the cluster itself, or where similar clusters do not gain more than others.
+
+    Args:
+        result: `low` and `self_gain_low` of `coincide.study.transfer_check.correlation`.
+    """
+    if not result["self_gain_low"] > 0:
+        return 0.0
+    return float(min(max(result["low"], 0.0), 1.0))
 
 
 def effective_clusters(cluster_shares: ArrayLike) -> float:

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from coincide.base.clustered_rows import ClusteredRows
 from coincide.base.rows import RowData
-from coincide.selection.budget import allocate, budget_scores, shares, total_budget
+from coincide.selection.budget import allocate, budget_logits, shares, total_budget
 from coincide.selection.density import cluster_densities
 from coincide.selection.picks import pick_members
 from coincide.selection.transferability import transferability
@@ -77,7 +77,7 @@ def select(
         cluster_densities(clustered, gamma=gamma, device=device),
         temperature=temperature,
     )
-    stats["budget"] = budget_table(stats, fraction, temperature=temperature)["budget"]
+    stats["budget"] = budget_table(stats, fraction)["budget"]
     return Coreset(pick_members(clustered, stats, gamma=gamma, device=device), stats)
 
 
@@ -89,14 +89,16 @@ def shares_table(
     temperature: float = 0.1,
     weigh_density: bool = True,
     budget: str = "published",
+    premise_weight: float = 1.0,
 ) -> pd.DataFrame:
-    """Table of cluster, size, transferability, density and share, one row per cluster.
+    """Table of cluster, size, transferability, density, logit and share, one row per cluster.
 
     Args:
         sizes, transferabilities, densities: (K,) each.
         temperature: τ of the softmax, for budget "published".
         weigh_density: False ignores density: it is 1 for every cluster, in the table as well.
-        budget: kind of budget, see `coincide.selection.budget.budget_scores`.
+        budget: kind of budget, see `coincide.selection.budget.budget_logits`.
+        premise_weight: weight of the scores, for budget "premise".
     """
     stats = pd.DataFrame(
         {
@@ -106,16 +108,12 @@ def shares_table(
             "density": densities if weigh_density else np.ones_like(densities),
         }
     )
-    temperature = temperature if budget == "published" else 1.0
-    return stats.assign(share=shares(budget_scores(budget, stats), temperature=temperature))
+    logits = budget_logits(budget, stats, temperature=temperature, premise_weight=premise_weight)
+    return stats.assign(logit=logits, share=shares(logits, temperature=1.0))
 
 
-def budget_table(
-    stats: pd.DataFrame, fraction: float, *, temperature: float = 0.1, budget: str = "published"
-) -> pd.DataFrame:
-    """Table of cluster and budget for a fraction, from a table of `shares_table`; arguments as there."""
+def budget_table(stats: pd.DataFrame, fraction: float) -> pd.DataFrame:
+    """Table of cluster and budget for a fraction, from a table of `shares_table`."""
     sizes = stats["size"].to_numpy()
-    temperature = temperature if budget == "published" else 1.0
-    scores = budget_scores(budget, stats)
-    budgets = allocate(scores, sizes, total_budget(fraction, sizes.sum()), temperature=temperature)
+    budgets = allocate(stats["logit"], sizes, total_budget(fraction, sizes.sum()), temperature=1.0)
     return pd.DataFrame({"cluster": stats["cluster"], "budget": budgets})

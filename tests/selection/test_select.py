@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import coincide
 from coincide.base.clustered_rows import ClusteredRows
 from coincide.selection import kernel_gpu
-from coincide.selection.budget import effective_clusters, spread_text, total_budget
+from coincide.selection.budget import effective_clusters, premise_weight, spread_text, total_budget
 from coincide.selection.density import cluster_densities
 from coincide.selection.picks import pick_members, rank_picks
 from coincide.selection.select import budget_table, shares_table
@@ -372,18 +372,39 @@ def test_kinds_of_budget_by_hand():
     assert even["share"].tolist() == pytest.approx([1 / 3] * 3)
     by_size = shares_table(stats["size"], stats["transferability"], stats["density"], budget="size")
     assert by_size["share"].tolist() == pytest.approx([0.1, 0.3, 0.6])
-    assert budget_table(even, 0.3, budget="even")["budget"].tolist() == [10, 10, 10]
-    assert budget_table(by_size, 0.2, budget="size")["budget"].tolist() == [2, 6, 12]
+    assert budget_table(even, 0.3)["budget"].tolist() == [10, 10, 10]
+    assert budget_table(by_size, 0.2)["budget"].tolist() == [2, 6, 12]
     published = np.exp([1, 2, 1]) / np.exp([1, 2, 1]).sum()
     assert stats["share"].tolist() == pytest.approx(published.tolist())
 
 
-@given(st.lists(st.integers(1, 40), min_size=1, max_size=12), st.floats(0.05, 1), st.sampled_from(["even", "size"]))
+@given(
+    st.lists(st.integers(1, 40), min_size=1, max_size=12),
+    st.floats(0.05, 1),
+    st.sampled_from(["published", "premise", "even", "size"]),
+)
 def test_every_kind_of_budget_is_met_and_fits_the_clusters(sizes, fraction, kind):
-    stats = table_of_clusters(sizes, np.linspace(-0.5, 0.9, len(sizes)))
-    budgets = budget_table(stats, fraction, budget=kind)["budget"]
+    scores = np.linspace(-0.5, 0.9, len(sizes))
+    stats = shares_table(sizes, scores, np.ones(len(sizes)), budget=kind, premise_weight=0.3)
+    budgets = budget_table(stats, fraction)["budget"]
     assert budgets.sum() == total_budget(fraction, sum(sizes))
     assert (budgets <= stats["size"]).all()
+
+
+def test_budgets_by_the_premise_by_hand():
+    check = {"low": 0.5, "self_gain_low": 0.1}
+    assert premise_weight(check) == 0.5
+    assert premise_weight({**check, "low": -0.2}) == 0  # similar clusters do not gain more
+    assert premise_weight({**check, "self_gain_low": 0}) == 0  # the training was too weak to tell
+    sizes, scores, ones = [10, 30, 60], np.array([0.1, 0.2, 0.1]), np.ones(3)
+
+    def shares_at(weight):
+        return shares_table(sizes, scores, ones, budget="premise", premise_weight=weight)["share"].tolist()
+
+    weighed = np.exp([0.5, 1, 0.5]) / np.exp([0.5, 1, 0.5]).sum()
+    assert shares_at(0.5) == pytest.approx(weighed.tolist())
+    assert shares_at(1) == table_of_clusters(sizes, scores)["share"].tolist()
+    assert shares_at(0) == shares_table(sizes, scores, ones, budget="even")["share"].tolist()
 
 
 def test_effective_number_of_clusters():

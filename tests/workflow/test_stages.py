@@ -62,7 +62,7 @@ def test_a_run_computes_the_stage_that_a_setting_changes_and_all_later_ones(sett
         return stage == first_changed_stage or any(map(is_changed, STAGES[stage]))
 
     for stage in STAGES:
-        if stage in ("method_coreset", "full_coreset", "clip_scores", "difficulty"):
+        if stage in ("method_coreset", "full_coreset", "clip_scores", "difficulty", "check_transfer"):
             continue
         folder = runs.folder("b", stage, method="coincide", group="mini_mix")
         assert folder == ("results/b" if is_changed(stage) else "results/a"), stage
