@@ -152,7 +152,7 @@ def test_the_schemas_are_current_and_accept_the_configs():
 
 @pytest.mark.parametrize(
     "values",
-    [{"selection": {"methods": ["magic"]}}, {"selection": {"method_settings": {"magic": {}}}}, {"selektion": {}}],
+    [{"selection": {"methods": ["magic"]}}, {"selection": {"method_settings": {"magic": {}}}}, {"selections": {}}],
 )
 def test_the_schema_for_overlays_knows_keys_and_methods(values):
     with pytest.raises(jsonschema.ValidationError):
