@@ -21,7 +21,8 @@ check: $(VENV)/ready
 	$(SNAKEMAKE) --forcerun preflight -- check
 
 # progress of all runs under results/, or of one run: make status RUN=results/demo
-status: $(VENV)/ready
+status:
+	@test -x $(BIN)/python || { echo "$(BIN) does not exist, so nothing was run from this folder; make demo sets it up"; exit 1; }
 	@$(BIN)/python -m coincide.workflow.status $(RUN)
 
 # install the Slurm profile, with the names of your site, where `snakemake --profile slurm` finds it
@@ -49,9 +50,10 @@ lint: $(VENV)/ready-dev
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-# config/schema.json, config/README.md and the table of docs/reruns.md, from the typed sections of the config
+# config/*schema.json, config/README.md and the table of docs/reruns.md, from the typed sections of the config
 schema: $(VENV)/ready
 	$(BIN)/python -c "from coincide.workflow.config import schema; print(schema(), end='')" > config/schema.json
+	$(BIN)/python -c "from coincide.workflow.config import schema; print(schema(overlay=True), end='')" > config/overlay.schema.json
 	$(BIN)/python -c "from coincide.workflow.config_reference import reference; print(reference(), end='')" > config/README.md
 	$(BIN)/python -c "from pathlib import Path; from coincide.workflow.reruns import with_table; page = Path('docs/reruns.md'); page.write_text(with_table(page.read_text()))"
 

@@ -11,9 +11,17 @@ for pair in "$@"; do
   [ -z "$value" ] || program+=(-e "s/# \\(.*[^A-Z_]\\)$name\\(}*\\)  *# <--/\\1$value\\2/")
 done
 mkdir -p "$target"
-if [ -e "$target/config.yaml" ]; then
-  cp "$target/config.yaml" "$target/config.yaml.before"
-  echo "the previous profile was saved as $target/config.yaml.before"
+new=$(mktemp "$target/.config.yaml.XXXXXX")
+trap 'rm -f "$new"' EXIT
+sed -e "" "${program[@]}" "$source" >"$new"
+chmod 644 "$new"
+if [ -e "$target/config.yaml" ] && ! cmp -s "$new" "$target/config.yaml"; then
+  before="$target/config.yaml.before" number=2
+  while [ -e "$before" ]; do  # never over a copy of an earlier time
+    before="$target/config.yaml.before-$number" number=$((number + 1))
+  done
+  cp -p "$target/config.yaml" "$before"
+  echo "the previous profile was saved as $before"
 fi
-sed -e "" "${program[@]}" "$source" >"$target/config.yaml"
+mv "$new" "$target/config.yaml"
 echo "wrote $target/config.yaml: run snakemake --profile $profile in this folder"

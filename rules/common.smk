@@ -34,7 +34,7 @@ def changed_annotation_files(wildcards):
 
 
 def built_dataset(wildcards):
-    """An output of the rule that builds the dataset, if a rule does: when it reruns, so does the manifest."""
+    """Another output of the job that builds the dataset, if one does; when it reruns, so does the manifest."""
     annotations = runs.setting(wildcards.run, "dataset.annotations")
     mixes = [mix for mix in (MINI_MIX, EVEN_MIX) if annotations == f"{mix}/train.json"]
     return [f"{mix}/validation" for mix in mixes]

@@ -7,19 +7,28 @@ fractions, seeds). What a stage depends on is derived from these marks (`coincid
 nowhere else.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictInt, StrictStr, model_validator
 
 from coincide.base.files import common_folder
 
+
+def _read_exponent(value: Any) -> Any:
+    """YAML reads a number without a point, such as 1e-3, as text."""
+    return float(value) if isinstance(value, str) and EXPONENT.fullmatch(value) else value
+
+
+EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
+FROM_YAML = BeforeValidator(_read_exponent)
 Count = Annotated[StrictInt, Field(ge=1)]
 Size = Annotated[StrictInt, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0, strict=True)]
-Share = Annotated[float, Field(ge=0, le=1, strict=True)]
-Fraction = Annotated[float, Field(gt=0, le=1, strict=True)]
+Positive = Annotated[float, Field(gt=0, strict=True), FROM_YAML]
+Share = Annotated[float, Field(ge=0, le=1, strict=True), FROM_YAML]
+Fraction = Annotated[float, Field(gt=0, le=1, strict=True), FROM_YAML]
 Name = Annotated[StrictStr, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 Dtype = Literal["float32", "float16", "bfloat16"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -209,8 +218,8 @@ class Training(Section):
         None, "longer samples are truncated to this length, but never within their image tokens; null: no limit"
     )
     warmup: Share = setting(0.03, "share of the steps with a rising learning rate")
-    weight_decay: Annotated[float, Field(ge=0, strict=True)] = setting(0.0, "weight decay of AdamW")
-    adam_beta2: Annotated[float, Field(gt=0, lt=1, strict=True)] = setting(0.999, "beta2 of AdamW")
+    weight_decay: Annotated[float, Field(ge=0, strict=True), FROM_YAML] = setting(0.0, "weight decay of AdamW")
+    adam_beta2: Annotated[float, Field(gt=0, lt=1, strict=True), FROM_YAML] = setting(0.999, "beta2 of AdamW")
     schedule: Literal["cosine", "linear", "constant_with_warmup"] = setting("cosine", "learning rate schedule")
     dtype: Dtype = setting("float32", "dtype of the computation; weights are kept in float32")
     device: Device = setting("auto", "auto: the GPU if there is one", operational=True)
@@ -398,7 +407,7 @@ class Selection(Section):
         "blocks of the centroids that transferability compares; text: as in the published code",
         stages=("transferability", "figures", "check_transfer"),
     )
-    exclude_above: Annotated[float, Field(ge=-1, le=1, strict=True)] = setting(
+    exclude_above: Annotated[float, Field(ge=-1, le=1, strict=True), FROM_YAML] = setting(
         0.9, "clusters with a cosine above this are near-copies and left out of the mean", stages=("transferability",)
     )
     device: Device = setting("auto", "device of transferability, density and picks", operational=True)
@@ -451,7 +460,7 @@ class Evaluation(Section):
     device: Device = setting("auto", "auto: the GPU if there is one", operational=True)
     dtype: Dtype = setting("float32", "dtype of weights and computation")
     limit: Count | None = setting(None, "only the first questions of each task, for a quick look")
-    learned_above: Annotated[float, Field(ge=0)] = setting(
+    learned_above: Annotated[float, Field(ge=0), FROM_YAML] = setting(
         0.0,
         "tasks on which the full-data model scores no higher are left out of the average relative performance, since a "
         "ratio to a score at chance is noise; 0: all tasks count, as in the paper",

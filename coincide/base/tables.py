@@ -42,7 +42,7 @@ def coreset_table(clusters: pd.DataFrame, indices: NDArray, scores: ArrayLike) -
         {
             "sample_id": clusters["sample_id"].to_numpy()[indices],
             "rank": np.arange(len(indices), dtype=np.int64),
-            "cluster": clusters["cluster"].to_numpy()[indices],
+            "cluster": clusters["cluster"].array.take(indices),  # a null is not converted to NaN
             "score": np.asarray(scores, dtype=np.float64)[indices],
         }
     )

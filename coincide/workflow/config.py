@@ -256,6 +256,29 @@ def _count_bytes(path, key):
     return count
 
 
-def schema() -> str:
-    """JSON schema of the config, as text."""
-    return json.dumps(Config.model_json_schema(), indent=2, ensure_ascii=False) + "\n"
+def schema(*, overlay: bool = False) -> str:
+    """JSON schema of the config, as text.
+
+    Args:
+        overlay: of a config that is merged into config.yaml with --configfile, in which no key is required.
+    """
+    values = Config.model_json_schema()
+    selection = values["$defs"]["Selection"]["properties"]
+    selection["methods"]["items"]["enum"] = ["coincide", *methods.names()]
+    selection["method_settings"]["propertyNames"] = {"enum": methods.names()}
+    if overlay:
+        values["title"] = "Overlay"
+        _require_nothing(values)
+    return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+
+
+def _require_nothing(value):
+    """Remove the lists of required keys from a schema, except those of the items of lists."""
+    if isinstance(value, dict):
+        if isinstance(value.get("required"), list) and value.get("title") not in ("TaskGroup", "Run"):
+            del value["required"]
+        for nested in value.values():
+            _require_nothing(nested)
+    elif isinstance(value, list):
+        for nested in value:
+            _require_nothing(nested)

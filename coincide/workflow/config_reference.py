@@ -12,7 +12,8 @@ Generated from `coincide/base/sections.py` by `make schema`; do not edit.
 
 [config.yaml](../config.yaml) is the default config. A file given with `--configfile` is merged into it: mappings are
 merged, and lists are replaced. Unknown keys and invalid values are reported before anything runs. Editors can validate
-a config with [schema.json](schema.json).
+a config that is complete with [schema.json](schema.json), and one that is merged into config.yaml with
+[overlay.schema.json](overlay.schema.json): begin it with `# yaml-language-server: $schema=<path of the schema>`.
 
 This folder contains configs to use with `--configfile`, and the tasks of the default config:
 

@@ -23,12 +23,13 @@ OTHER_RULES = {
     "write_report": ("summary", "merge", "clusters", "cluster_stats", "figures", CORESET),
 }
 CONTENT_KEYED = ("finetune_model", "evaluate_model")  # they rerun only if the coreset has another content
-NEEDED_BY_SOME = ("clip_scores", "difficulty")  # what only some methods need
+OPTIONAL = ("clip_scores", "difficulty", "check_transfer")  # what only some methods and budgets need
 # columns of the table
 COLUMNS = {
     "dataset": ("manifest", "shards"),
     "activations": ("activations", "merge"),
     "clusters": ("clusters",),
+    "transfer check": ("check_transfer",),
     "shares": ("transferability", "density", "shares"),
     "picks": ("budget", "picks", "cluster_stats"),
     "CLIP scores": ("clip_scores",),
@@ -60,11 +61,13 @@ def dependents(rules: tuple[str, ...], *, any_method: bool = True) -> set[str]:
 
     Args:
         rules: the first of them.
-        any_method: include what only methods depend on that need CLIP scores or difficulty.
+        any_method: include what only some methods and budgets depend on (`OPTIONAL`).
     """
     graph = {**STAGES, **OTHER_RULES}
     if any_method:
-        graph["method_coreset"] = (*graph["method_coreset"], *NEEDED_BY_SOME)
+        graph["method_coreset"] = (*graph["method_coreset"], "clip_scores", "difficulty")
+    else:
+        graph["shares"] = tuple(rule for rule in graph["shares"] if rule not in OPTIONAL)
     coresets = {*CORESET_STAGES.values(), "method_coreset"}
     reached: set[str] = set()
     to_visit = list(rules)
@@ -85,7 +88,7 @@ def settings(section: type[Section] = Config, prefix: str = "") -> Iterator[tupl
     for name, field in section.model_fields.items():
         dotted, mark = f"{prefix}{name}", section.mark(name)
         nested = nested_section(field.annotation)
-        if dotted in ("runs", "modules", "tiny_models", "mini_mix", "even_mix", "transfer_check"):
+        if dotted in ("runs", "modules", "tiny_models", "mini_mix", "even_mix"):
             continue
         if section is Config and not nested:
             continue
@@ -123,7 +126,7 @@ def table() -> str:
     rows: dict[tuple, list[str]] = {}
     for name, _, kind in settings():
         certain, if_changed = reruns(name)
-        for_all = dependents(_all_settings()[name], any_method=False)
+        for_all = _for_all(_all_settings()[name])
         cells = tuple(_cell(set(rules), certain, if_changed, for_all, kind) for rules in COLUMNS.values())
         rows.setdefault(cells, []).append(name)
     lines = [f"| setting | {' | '.join(COLUMNS)} |", f"| --- |{' :-: |' * len(COLUMNS)}"]
@@ -131,6 +134,12 @@ def table() -> str:
     for cells, names in sorted(rows.items(), key=lambda row: row[0] == nothing):
         lines.append(f"| {_names(names)} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _for_all(rules):
+    """What reruns whatever the methods and budgets are."""
+    needed = dependents(tuple(rule for rule in rules if rule not in OPTIONAL), any_method=False)
+    return needed - set(OPTIONAL)
 
 
 def _names(names):

@@ -4,6 +4,7 @@ import copy
 import json
 import re
 
+import jsonschema
 import pytest
 import yaml
 from conftest import REPO, make_record, write_dataset
@@ -122,4 +123,41 @@ def test_every_rule_that_the_slurm_profile_names_exists():
     partitions = re.findall(r"^  # (\w+): \{slurm_partition: GPU_PARTITION\} # <--$", text, re.MULTILINE)
     assert {"activations", "clip_scores", "finetune_model", "difficulty", "evaluate_model"} < set(partitions)
     for name in {*partitions, *(profile["set-resources"] or {})}:
-        assert f"rule {name}:" in rules
+        assert f"\nrule {name}:" in rules or f"\ncheckpoint {name}:" in rules
+
+
+@pytest.mark.parametrize("text", ["1e-3", "1E-3", "1.0e-3", "10e-4"])
+def test_a_number_with_an_exponent_is_a_number_even_where_yaml_reads_text(text):
+    value = yaml.safe_load(f"value: {text}")["value"]
+    config = check_config(changed("target_model.training.learning_rate", value), files=False)
+    assert config.target_model.training.learning_rate == 1e-3
+
+
+@pytest.mark.parametrize("text", ["0.001", "1e", "e-3", "1e-3x", "many", "nan"])
+def test_other_text_is_no_number(text):
+    with pytest.raises(ConfigError, match=r"learning_rate: must be a valid number"):
+        check_config(changed("target_model.training.learning_rate", text), files=False)
+
+
+def test_the_schemas_are_current_and_accept_the_configs():
+    complete, overlay = (REPO / "config" / name for name in ("schema.json", "overlay.schema.json"))
+    assert complete.read_text() == schema(), "run `make schema`"
+    assert overlay.read_text() == schema(overlay=True), "run `make schema`"
+    jsonschema.validate(DEFAULT, json.loads(complete.read_text()))
+    overlays = [*(REPO / "config").glob("*.yaml"), REPO / "tests/config/small.yaml"]
+    for path in overlays:
+        jsonschema.validate(yaml.safe_load(path.read_text()), json.loads(overlay.read_text()))
+        if path.parent == REPO / "config":
+            assert path.read_text().startswith("# yaml-language-server: $schema=overlay.schema.json\n")
+    with pytest.raises(jsonschema.ValidationError):  # the last one lacks most sections
+        jsonschema.validate(yaml.safe_load(path.read_text()), json.loads(complete.read_text()))
+    assert (REPO / "config.yaml").read_text().startswith("# yaml-language-server: $schema=config/schema.json\n")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"selection": {"methods": ["magic"]}}, {"selection": {"method_settings": {"magic": {}}}}, {"selections": {}}],
+)
+def test_the_schema_for_overlays_knows_keys_and_methods(values):
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(values, json.loads(schema(overlay=True)))

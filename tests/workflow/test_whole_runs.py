@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import psutil
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import REPO, Workplace
@@ -83,6 +84,10 @@ def test_coresets_are_written_in_the_format_of_the_input(finished):
         records = json.loads((finished / RUN / f"coresets/{method}/{fraction}/coreset.json").read_text())
         picked = table(finished, f"coresets/{method}/{fraction}/coreset.parquet")["sample_id"]
         assert {r["id"] for r in records} == set(picked)
+        assert (
+            str(pq.read_schema(finished / RUN / f"coresets/{method}/{fraction}/coreset.parquet").field("cluster").type)
+            == "int32"
+        )
         assert len(records) == len(picked) == (660 if method == "full" else 132)
         assert all(record == source[record["id"]] for record in records)
 
