@@ -30,7 +30,7 @@ NOT_ON_CPU = {"cuml", "cupy", "dask", "dask_cuda"}
 def rules():
     """(environment, script) of every rule that has both."""
     for path in sorted((ROOT / "rules").glob("*.smk")):
-        for block in re.split(r"^rule ", path.read_text(), flags=re.MULTILINE)[1:]:
+        for block in re.split(r"^(?:rule|checkpoint) ", path.read_text(), flags=re.MULTILINE)[1:]:
             environment = re.search(r'"\.\./envs/(\w+)\.yaml"', block)
             script = re.search(r'"\.\./workflow_scripts/(\w+)\.py"', block)
             if environment and script:

@@ -3,12 +3,15 @@
 Every place that rejects a sample makes a `RejectedSample` with a `Reason`.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class Reason(StrEnum):
@@ -78,6 +81,8 @@ REJECTED_COLUMNS = {"sample_id": "str", "position": "int64", "reason": "str", "d
 
 def rejected_table(rejected: Iterable[RejectedSample]) -> pd.DataFrame:
     """Table of sample_id, position (the row in the dataset), reason and detail."""
+    import pandas as pd
+
     rows = [
         (valid_unicode(sample.id), sample.dataset_row, str(sample.reason), valid_unicode(sample.detail))
         for sample in rejected
