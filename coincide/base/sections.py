@@ -32,6 +32,17 @@ Fraction = Annotated[float, Field(gt=0, le=1, strict=True), FROM_YAML]
 Name = Annotated[StrictStr, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 Dtype = Literal["float32", "float16", "bfloat16"]
 Device = Literal["auto", "cpu", "cuda"]
+# tasks of lmms-eval whose answers or scores come from another model
+JUDGED_TASKS = (
+    "hallusion_bench",
+    "llava_bench",
+    "llava_in_the_wild",
+    "llava_wilder",
+    "mathverse",
+    "mathvista",
+    "mmbench",
+    "mmvet",
+)
 CHAT_TEMPLATE = (  # description of a field of several sections
     "chat template (Jinja) in place of the checkpoint's; null: the checkpoint's, or its family's if it ships none"
 )
@@ -443,6 +454,17 @@ class TaskGroup(Section):
 
     name: Name = setting(description="name of the group in paths")
     tasks: list[StrictStr] = setting(min_length=1, description="lmms-eval tasks or groups")
+    judge: StrictBool | None = setting(
+        None,
+        "whether a task needs a judge (another model, with an API key): the group may fail without taking the report "
+        "along; null: whether a task is known to need one",
+        operational=True,
+    )
+
+    @property
+    def may_fail(self) -> bool:
+        """Whether the report goes on without this group if its evaluation fails."""
+        return any(task.startswith(JUDGED_TASKS) for task in self.tasks) if self.judge is None else self.judge
 
 
 class Evaluation(Section):
@@ -452,7 +474,15 @@ class Evaluation(Section):
 
     groups: list[TaskGroup] = setting(min_length=1, description="one job per model and group", expanded=True)
     include_path: StrictStr | None = setting(None, "folder of task files in addition to those of lmms-eval")
-    backend: StrictStr = setting("coincide", "model class of lmms-eval: coincide (batched), or one that it ships")
+    backend: StrictStr = setting(
+        "coincide",
+        "model class of lmms-eval: coincide, which evaluates every family as it was trained, or one that it ships",
+    )
+    model_args: dict[StrictStr, StrictStr | StrictInt | StrictBool | float] = setting(
+        {},
+        "arguments of that class, passed unchanged, such as {device_map: auto}; a class that lmms-eval ships gets no "
+        "others but the model",
+    )
     python: StrictStr | None = setting(
         None, "Python of another environment that has lmms-eval; null: the workflow's environment"
     )

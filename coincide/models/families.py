@@ -121,12 +121,13 @@ class Family:
         prefix_attention: the prompt is attended in both directions and the answer causally; `token_type_ids` tells
             the model which tokens are the answer.
         end_of_turn: token that ends an answer; None: the tokenizer's end-of-sequence token.
+        appended: what the processor appends to a text with images, which the template has at the end of a prompt, too.
         chat_template: for a checkpoint that ships none.
         decoder_templates: chat templates for a decoder (model_type of the text config) of another format.
         processor_attributes: functions that give, from the model's config, the value of a processor's attribute;
             used where the checkpoint's processor has no value.
-        lmms_model: model of lmms-eval that evaluates it; None: lmms-eval has none.
-        lmms_arguments: arguments of that model.
+        lmms_model: class of lmms-eval's own that evaluates the family, as an alternative to the project's; None: none.
+        lmms_arguments: arguments of that class, in place of its defaults.
     """
 
     model_type: str
@@ -139,6 +140,7 @@ class Family:
     causal: bool = True
     prefix_attention: bool = False
     end_of_turn: str | None = None
+    appended: str = ""
     decoder_templates: Mapping[str, str] = field(default_factory=dict)
     processor_attributes: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
     lmms_model: str | None = None
@@ -202,7 +204,7 @@ FAMILIES: dict[str, Family] = {
             chat_template=VICUNA,
             decoder_templates={"qwen2": LLAVA_CHAT_ML},
             processor_attributes=_LLAVA_ATTRIBUTES,
-            lmms_model="coincide",
+            lmms_model="llava_hf",
         ),
         Family(
             "llava_next",
@@ -211,7 +213,7 @@ FAMILIES: dict[str, Family] = {
             chat_template=VICUNA,
             decoder_templates={"mistral": MISTRAL, "qwen2": LLAVA_CHAT_ML},
             processor_attributes=_LLAVA_ATTRIBUTES,
-            lmms_model="coincide",
+            lmms_model="llava_hf",
         ),
         Family(
             "llava_onevision",
@@ -223,7 +225,7 @@ FAMILIES: dict[str, Family] = {
                 "num_image_tokens": _patches,
                 "vision_feature_select_strategy": lambda config: config.vision_feature_select_strategy,
             },
-            lmms_model="coincide",
+            lmms_model="llava_hf",
         ),
         Family(
             "qwen2_vl",
@@ -263,6 +265,7 @@ FAMILIES: dict[str, Family] = {
             processors=("PaliGemmaProcessor",),
             causal=False,
             prefix_attention=True,
+            appended="\n",
             chat_template=PALIGEMMA,
         ),
         Family(

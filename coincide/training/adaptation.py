@@ -10,7 +10,7 @@ from coincide.models.families import FamilyError, Part, check_modules, family_of
 ALL_LINEAR = "all-linear"  # peft's name for every linear layer but the output head
 
 
-def with_lora(model: Any, lora: Lora) -> Any:
+def with_lora(model: Any, lora: Lora, revision: str | None = None) -> Any:
     """A model with low-rank adapters, in which only the adapters and `modules_to_save` are trained.
 
     By default the adapters are on the linear layers of the decoder, and the projector, which is small, is trained in
@@ -19,6 +19,7 @@ def with_lora(model: Any, lora: Lora) -> Any:
     Args:
         model: of transformers.
         lora: Lora section of the config.
+        revision: of the model on the hub; the adapter keeps it.
 
     Raises:
         FamilyError: a pattern that matches no module of the model.
@@ -45,6 +46,7 @@ def with_lora(model: Any, lora: Lora) -> Any:
             target_modules=targets,
             modules_to_save=to_save or None,
         ),
+        revision=revision,
     )
 
 

@@ -176,7 +176,7 @@ def _load(checkpoint, training, last_checkpoint):
     device = "cpu" if training.sharding == "fsdp" else training.device
     model, processor = load_model(start, dtype="float32", device=device)
     if training.lora:
-        model = with_lora(model, training.lora)
+        model = with_lora(model, training.lora, checkpoint.revision)
     freeze(model, training.freeze)
     if training.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
