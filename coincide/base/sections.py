@@ -232,7 +232,10 @@ class Training(Section):
     weight_decay: Annotated[float, Field(ge=0, strict=True), FROM_YAML] = setting(0.0, "weight decay of AdamW")
     adam_beta2: Annotated[float, Field(gt=0, lt=1, strict=True), FROM_YAML] = setting(0.999, "beta2 of AdamW")
     schedule: Literal["cosine", "linear", "constant_with_warmup"] = setting("cosine", "learning rate schedule")
-    dtype: Dtype = setting("float32", "dtype of the computation; weights are kept in float32")
+    dtype: Dtype = setting(
+        "float32",
+        "dtype of the computation and of weights that are not trained; weights that are trained are kept in float32",
+    )
     device: Device = setting("auto", "auto: the GPU if there is one", operational=True)
     save_every: Count = setting(200, "steps between checkpoints; a killed job resumes from the last", operational=True)
     gradient_checkpointing: StrictBool = setting(False, "recompute activations in the backward pass to save memory")

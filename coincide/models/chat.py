@@ -7,6 +7,7 @@ image's features (the *final* text), which is tokenised.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
@@ -40,6 +41,10 @@ class RefusedTurnsError(ValueError):
 
 class ImageCountError(ValueError):
     """A conversation whose image marks and images differ in number."""
+
+
+class RefusedImageError(UserError):
+    """An image that the model's image processor refuses."""
 
 
 @dataclass(frozen=True)
@@ -262,6 +267,7 @@ def encode(
 
     Raises:
         ImageCountError: a conversation has more or fewer image tokens than images.
+        RefusedImageError: the image processor refuses an image.
     """
     texts = [conversation.text for conversation in rendered]
     for text, conversation_images in zip(texts, images):
@@ -331,11 +337,37 @@ def _process(processor, texts, images):
     }
     if not any(images):  # some processors do not accept text without an image
         return processor.tokenizer(texts, **options), texts
+    if not images[0]:
+        return _process_images_first(processor, texts, images)
     nested = images
     if len(texts) == 1 or all(images):
         nested = [conversation_images for conversation_images in images if conversation_images]
-    inputs = processor(text=texts, images=nested, return_text_replacement_offsets=True, **options)
+    try:
+        inputs = processor(text=texts, images=nested, return_text_replacement_offsets=True, **options)
+    except ValueError as error:
+        refused = family_of_processor(processor).refused_image
+        if refused is None or not re.search(refused, str(error)):
+            raise
+        raise RefusedImageError(f"the model's image processor refuses it: {error}") from None
     return inputs, processor.prepare_inputs_layout(text=texts, images=nested)[1]
+
+
+def _process_images_first(processor, texts, images):
+    """`_process` for a batch whose first conversation has no image, on which Idefics3's and InternVL's processors fail.
+
+    The conversations without images are put last, and their tokens back in their places. Image inputs stay as they
+    are: they hold the images in the order of the conversations, which does not change.
+    """
+    order = sorted(range(len(texts)), key=lambda i: not images[i])
+    inputs, prepared = _process(processor, [texts[i] for i in order], [images[i] for i in order])
+    places = np.argsort(order)
+    shape = inputs["input_ids"].shape
+    for name, value in inputs.items():
+        if torch.is_tensor(value) and value.shape[:2] == shape:
+            inputs[name] = value[torch.from_numpy(places)]
+        elif name == "text_replacement_offsets":
+            inputs[name] = [value[i] for i in places]
+    return inputs, [prepared[i] for i in places]
 
 
 def encode_with_replacements(

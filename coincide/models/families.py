@@ -123,6 +123,7 @@ class Family:
         end_of_turn: token that ends an answer; None: the tokenizer's end-of-sequence token.
         appended: what the processor appends to a text with images, which the template has at the end of a prompt, too.
         chat_template: for a checkpoint that ships none.
+        refused_image: pattern of the error with which the image processor refuses an image; None: it accepts all.
         decoder_templates: chat templates for a decoder (model_type of the text config) of another format.
         processor_attributes: functions that give, from the model's config, the value of a processor's attribute;
             used where the checkpoint's processor has no value.
@@ -141,6 +142,7 @@ class Family:
     prefix_attention: bool = False
     end_of_turn: str | None = None
     appended: str = ""
+    refused_image: str | None = None
     decoder_templates: Mapping[str, str] = field(default_factory=dict)
     processor_attributes: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
     lmms_model: str | None = None
@@ -185,7 +187,11 @@ _LLAVA_ATTRIBUTES: Mapping[str, Callable[[Any], Any]] = {
     "vision_feature_select_strategy": lambda config: config.vision_feature_select_strategy,
     "num_additional_image_tokens": _class_tokens,
 }
-_QWEN: dict[str, Any] = {"vision_tower": r"model\.visual", "end_of_turn": "<|im_end|>"}
+_QWEN: dict[str, Any] = {
+    "vision_tower": r"model\.visual",
+    "end_of_turn": "<|im_end|>",
+    "refused_image": "absolute aspect ratio must be smaller than 200",  # smart_resize of transformers
+}
 _IDEFICS: dict[str, Any] = {
     "projector": r"model\.connector",
     "vision_tower": r"model\.vision_model",

@@ -56,13 +56,14 @@ def load_model(
         dtype=dtype,
         use_safetensors=True,
         attn_implementation=attention,
+        device_map=pick_device(device),  # from the files to the device, without a copy in host memory
     )
     if is_adapter(checkpoint.name):
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, checkpoint.name).merge_and_unload()
     processor = load_processor(checkpoint)
-    return torch.nn.Module.to(model, pick_device(device)).eval(), processor
+    return model.eval(), processor
 
 
 def load_processor(checkpoint: Checkpoint | str | Path) -> Any:

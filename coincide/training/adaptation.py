@@ -4,6 +4,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
 from coincide.base.sections import Lora
 from coincide.models.families import FamilyError, Part, check_modules, family_of, matching_modules
 
@@ -76,3 +79,25 @@ def freeze(model: Any, parts: Sequence[Part]) -> None:
             raise FamilyError(f"training.freeze: {type(model).__name__} has no weights of its {part} ({pattern})")
         for parameter in parameters:
             parameter.requires_grad = False
+
+
+def set_dtypes(model: Any, dtype: torch.dtype) -> None:
+    """Give weights that are trained float32, and those that are not the dtype of the computation.
+
+    Args:
+        model: with `requires_grad` set.
+        dtype: of the computation.
+    """
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else dtype)
+
+
+def leave_frozen_weights(model: Any) -> None:
+    """Exclude frozen weights from the broadcast with which torch's DistributedDataParallel starts.
+
+    Every process read them from the same files. Written by a broadcast, each process would have a copy of its own of
+    pages that they share.
+    """
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, frozen)

@@ -15,15 +15,17 @@ from replicas import REPLICAS, build
 
 from coincide.base.activation_store import Activations
 from coincide.base.sections import Checkpoint, Evaluation, ReferenceModel
-from coincide.dataset.samples import Sample
+from coincide.dataset.samples import Reason, Sample
 from coincide.evaluation import evaluate
 from coincide.evaluation.lmms_model import CoincideModel
 from coincide.extraction.activations import extract
 from coincide.extraction.encoding import Encoder
 from coincide.extraction.extractor import image_token
-from coincide.models.chat import encode, encode_prompts, fixed_prefix, render, render_prompt
+from coincide.models.chat import RefusedImageError, encode, encode_prompts, fixed_prefix, render, render_prompt
 from coincide.models.families import FAMILIES
 from coincide.models.loading import load_model, load_processor
+from coincide.training import finetune as finetune_module
+from coincide.training.collator import Collator
 
 LORA = {"r": 2, "alpha": 4, "dropout": 0.0}
 TEXT_ONLY = {"paligemma": False}  # PaliGemma's processor needs an image
@@ -277,3 +279,46 @@ def test_an_unknown_kind_of_medium_is_an_error_that_names_the_task(replica):
     requests, model.task_dict = requests_of([[{"role": "user", "content": [{"type": "video", "url": "a.mp4"}]}]])
     with pytest.raises(Exception, match="task task has videos"):
         model.generate_until(requests)
+
+
+@pytest.mark.parametrize(
+    "name", ["Qwen/Qwen2-VL-2B-Instruct", "Qwen/Qwen2.5-VL-3B-Instruct", "Qwen/Qwen3-VL-8B-Instruct"]
+)
+def test_an_image_that_the_processor_refuses_is_rejected_with_a_reason(name, tmp_path):
+    build(name, tmp_path / "model")
+    Image.new("RGB", (2100, 10)).save(tmp_path / "line.png")
+    Image.new("RGB", (60, 60)).save(tmp_path / "square.png")
+
+    def sample(i, image):
+        turns = [{"from": "human", "value": "<image>\nwhat is this?"}, {"from": "gpt", "value": "a line"}]
+        return Sample(f"s{i}", i, {"id": f"s{i}", "image": image, "conversations": turns})
+
+    samples = [sample(0, "square.png"), sample(1, "line.png"), sample(2, "square.png")]
+    model, processor = load_model(tmp_path / "model", device="cpu")
+    reference = ReferenceModel(name=name, layers=[0], max_tokens=2000)
+    rejected = extract(model, processor, samples, tmp_path, reference, output=tmp_path / "a.parquet")
+    assert [(r.id, r.reason) for r in rejected] == [("s1", Reason.REFUSED_IMAGE)]
+    assert "aspect ratio" in rejected[0].detail
+    assert len(Activations(tmp_path / "a.parquet").sample_ids) == 2
+    with pytest.raises(RefusedImageError, match=r"one of the samples \['s1'\]: .*aspect ratio"):
+        Collator(processor, [samples[1].record], tmp_path)([{"row": 0}])
+
+
+def test_weights_that_are_not_trained_have_the_dtype_of_the_computation(replica, data, tmp_path, monkeypatch):
+    entry, folder = replica
+    records, images = data
+    seen = {}
+
+    def remember(self, args, state, control, model, **kwargs):
+        for parameter in model.parameters():
+            seen.setdefault(parameter.requires_grad, set()).add(parameter.dtype)
+
+    monkeypatch.setattr(finetune_module._ProgressLines, "on_step_begin", remember, raising=False)
+    settings = {"epochs": 1.0, "batch_size": 2, "learning_rate": 1e-2, "dtype": "bfloat16"}
+    records = usable(entry, records)[:4]
+    tuned = run(folder, (records, images), tmp_path, "lora", lora=LORA, **settings)
+    assert seen == {True: {torch.float32}, False: {torch.bfloat16}}
+    assert np.isfinite(losses(tuned)).all()
+    seen.clear()
+    run(folder, (records, images), tmp_path, "frozen", freeze=["vision_tower"], **settings)
+    assert seen == {True: {torch.float32}, False: {torch.bfloat16}}
