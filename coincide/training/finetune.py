@@ -24,7 +24,7 @@ from coincide.base.sections import Checkpoint, Training
 from coincide.dataset.images import ImageFolders
 from coincide.dataset.record_table import RecordTable, records_digest, write_record_table
 from coincide.models.loading import checkpoint_digest, load_model
-from coincide.training.adaptation import freeze, leave_frozen_weights, set_dtypes, with_lora
+from coincide.training.adaptation import freeze, leave_frozen_weights, match_image_features, set_dtypes, with_lora
 from coincide.training.collator import Collator
 from coincide.training.distributed import launch, slurm_job
 from coincide.training.order import training_order
@@ -179,6 +179,7 @@ def _load(checkpoint, training, last_checkpoint):
     one_dtype = training.sharding == "fsdp"
     dtype = training.dtype if training.lora and not one_dtype else "float32"
     model, processor = load_model(start, dtype=dtype, device=device)
+    match_image_features(model)
     if training.lora:
         model = with_lora(model, training.lora, checkpoint.revision)
     freeze(model, training.freeze)
