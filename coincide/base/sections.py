@@ -234,7 +234,7 @@ class Training(Section):
     schedule: Literal["cosine", "linear", "constant_with_warmup"] = setting("cosine", "learning rate schedule")
     dtype: Dtype = setting(
         "float32",
-        "dtype of the computation and of weights that are not trained; weights that are trained are kept in float32",
+        "dtype of the computation, and of the base model under adapters; weights that are trained are kept in float32",
     )
     device: Device = setting("auto", "auto: the GPU if there is one", operational=True)
     save_every: Count = setting(200, "steps between checkpoints; a killed job resumes from the last", operational=True)

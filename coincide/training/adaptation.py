@@ -81,29 +81,8 @@ def freeze(model: Any, parts: Sequence[Part]) -> None:
             parameter.requires_grad = False
 
 
-def match_image_features(model: Any) -> None:
-    """Give the image features of a model the dtype of its token embeddings, which they replace.
-
-    SmolVLM in transformers 5.23 does not, and fails where the projector computes in half precision and the embeddings
-    are kept in float32.
-
-    Args:
-        model: of transformers, before adapters are added.
-    """
-    family = family_of(model.config)
-    for name in matching_modules([name for name, _ in model.named_modules()], family.projector):
-        model.get_submodule(name).register_forward_hook(_to_dtype(model.get_input_embeddings().weight))
-
-
-def _to_dtype(weight):
-    def convert(module, arguments, output):
-        return output.to(weight.dtype) if torch.is_tensor(output) else output
-
-    return convert
-
-
 def set_dtypes(model: Any, dtype: torch.dtype) -> None:
-    """Give weights that are trained float32, and those that are not the dtype of the computation.
+    """Give weights that are trained float32, and those of a base model under adapters the dtype of the computation.
 
     Args:
         model: with `requires_grad` set.
