@@ -483,8 +483,8 @@ class Evaluation(Section):
     )
     model_args: dict[StrictStr, StrictStr | StrictInt | StrictBool | float] = setting(
         {},
-        "arguments of that class, passed unchanged, such as {device_map: auto}; a class that lmms-eval ships gets no "
-        "others but the model",
+        "further arguments of that class, passed unchanged, such as {max_pixels: 1003520}; they override the device "
+        "and dtype that known classes get",
     )
     python: StrictStr | None = setting(
         None, "Python of another environment that has lmms-eval; null: the workflow's environment"

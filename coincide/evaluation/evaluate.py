@@ -18,12 +18,13 @@ from coincide.base.devices import pick_device
 from coincide.base.files import in_workflow_folder, replacing
 from coincide.base.sections import Checkpoint, Evaluation
 from coincide.evaluation.results import FAILED, EvaluationError, read_scores
-from coincide.models.families import family_of
-from coincide.models.loading import ADAPTER, base_checkpoint, is_adapter, load_config, load_model, weights_digest
+from coincide.models.families import FAMILIES
+from coincide.models.loading import ADAPTER, base_checkpoint, is_adapter, load_model, weights_digest
 
 log = logging.getLogger(__name__)
 
 PROJECT_MODEL = "coincide"  # the model of this project (see `coincide.evaluation.lmms_model`)
+ACCEPT_DTYPE = ("llava_hf",)  # lmms-eval's other models choose the dtype themselves
 UNUSED_AFTER = 6 * 3600  # seconds without use after which a merged model is removed
 
 
@@ -91,16 +92,22 @@ def _keep(folder, unfinished):
 
 
 def _model_arguments(model, evaluation, trust_remote_code=False):
-    """Arguments of lmms-eval's model. A class of lmms-eval's own gets the config's `model_args` unchanged."""
+    """Arguments of lmms-eval's model.
+
+    The classes of lmms-eval that the table of families names get a device as well; any other class gets the model and
+    the config's `model_args`, unchanged.
+    """
+    device = pick_device(evaluation.device)
     arguments = {"pretrained": model}
     if evaluation.backend == PROJECT_MODEL:
-        arguments |= {"device": pick_device(evaluation.device), "dtype": evaluation.dtype}
+        arguments |= {"device": device, "dtype": evaluation.dtype}
         if trust_remote_code:
             arguments["trust_remote_code"] = True
-    elif Path(model).is_dir():  # the workflow evaluates folders; the config of a hub name is left to lmms-eval
-        family = family_of(load_config(Checkpoint.of(model)))
-        if evaluation.backend == family.lmms_model:
-            arguments |= family.lmms_arguments
+    families = [family for family in FAMILIES.values() if family.lmms_model == evaluation.backend]
+    for family in families:
+        arguments |= {"device": device, "device_map": device, **family.lmms_arguments}
+    if evaluation.backend in ACCEPT_DTYPE:
+        arguments["dtype"] = evaluation.dtype
     arguments |= evaluation.model_args
     return ",".join(f"{name}={value}" for name, value in arguments.items())
 
@@ -119,7 +126,9 @@ def _command(arguments, tasks, evaluation, folder):
 
 
 @contextmanager
-def _loadable(model, evaluation, trust_remote_code, scratch) -> Iterator[Path | str]:
+def _loadable(
+    model: Path | str, evaluation: Evaluation, trust_remote_code: bool, scratch: Path | str | None
+) -> Iterator[Path | str]:
     """A model in a form that the model of lmms-eval can load.
 
     The project's model merges adapters in memory. Those of lmms-eval do not load adapters: an adapter is merged on

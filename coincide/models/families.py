@@ -20,6 +20,7 @@ SHOWN_NAMES = 8  # names of modules in an error
 # Decoder layers of Llama, Mistral, Qwen and Gemma have the same linear layers.
 _LINEAR_LAYERS = r"\.layers\.\d+\.(self_attn\.(q|k|v|o)|mlp\.(gate|up|down))_proj"
 
+# The default templates are compared with the published ones in tests/models/test_replicas.py.
 # Chat templates write images first and then the text, as LLaVA's training code does, or the parts in their order.
 _TEXT = "{{ message['content'] | selectattr('type', 'equalto', 'text') | map(attribute='text') | join(' ') }}"
 _IMAGES_FIRST = (
@@ -50,7 +51,7 @@ MISTRAL = (
     "{% if message['role'] == 'user' %}{{ '[INST] ' }}"
     + _IMAGES_FIRST.replace("IMAGE", "<image>\\n")
     + "{{ ' [/INST]' }}"
-    "{% elif message['role'] == 'assistant' %}{{ ' ' }}" + _TEXT + "{{ eos_token }}"
+    "{% elif message['role'] == 'assistant' %}{{ ' ' }}" + _TEXT + "{{ eos_token + ' ' }}"
     "{% else %}{{ '<<SYS>>\\n' }}" + _TEXT + "{{ '\\n<</SYS>>\\n\\n' }}{% endif %}"
     "{% endfor %}"
 )
@@ -69,6 +70,8 @@ def _chat_ml(content: str, system: str = "") -> str:
     return _CHAT_ML.replace("CONTENT", content).replace("SYSTEM", system)
 
 
+# As LLaVA-OneVision was trained (conversation.py of LLaVA-VL/LLaVA-NeXT, conv_qwen). The template that its converted
+# checkpoints ship has no system prompt and other line ends.
 LLAVA_CHAT_ML = _chat_ml(_IMAGES_FIRST.replace("IMAGE", "<image>\\n"), _QWEN_SYSTEM)
 _QWEN_CONTENT = _IN_ORDER.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>")
 QWEN2_VL = _chat_ml(_QWEN_CONTENT, _QWEN_SYSTEM)

@@ -48,6 +48,7 @@ def load_model(
     """
     checkpoint = Checkpoint.of(checkpoint)
     base = base_checkpoint(checkpoint)
+    device = pick_device(device)
     family_of(load_config(checkpoint))  # before any weights are read
     model = AutoModelForImageTextToText.from_pretrained(
         base.name,
@@ -56,8 +57,10 @@ def load_model(
         dtype=dtype,
         use_safetensors=True,
         attn_implementation=attention,
-        device_map=pick_device(device),  # from the files to the device, without a copy in host memory
+        device_map=None if device == "cpu" else device,  # to the device without a copy in host memory
     )
+    # The Trainer and peft take a model with this attribute for one that is spread over devices.
+    vars(model).pop("hf_device_map", None)
     if is_adapter(checkpoint.name):
         from peft import PeftModel
 

@@ -23,12 +23,16 @@ from coincide.extraction.encoding import Encoder
 from coincide.extraction.extractor import image_token
 from coincide.models.chat import RefusedImageError, encode, encode_prompts, fixed_prefix, render, render_prompt
 from coincide.models.families import FAMILIES
-from coincide.models.loading import load_model, load_processor
+from coincide.models.loading import load_config, load_model, load_processor
 from coincide.training import finetune as finetune_module
 from coincide.training.collator import Collator
 
 LORA = {"r": 2, "alpha": 4, "dropout": 0.0}
 TEXT_ONLY = {"paligemma": False}  # PaliGemma's processor needs an image
+SYSTEM_PROMPT = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions. "
+)
 WITHOUT_TEMPLATE = ("bczhou/tiny-llava-v1-hf", "google/paligemma2-3b-pt-224")
 
 
@@ -116,6 +120,24 @@ def test_a_prompt_is_the_beginning_of_what_training_saw(replica, data):
             assert turns[turn]["value"] in said
             family = FAMILIES[entry.family]
             assert (family.end_of_turn or processor.tokenizer.eos_token) in said
+
+
+def test_the_familys_default_template_is_that_of_the_published_checkpoint(replica, data):
+    entry, folder = replica
+    records, _ = data
+    processor = load_processor(folder)
+    default = FAMILIES[entry.family].template_for(load_config(Checkpoint(str(folder))))
+    for record in usable(entry, records):
+        published = render(processor, record["conversations"]).text
+        shipped, processor.chat_template = processor.chat_template, default
+        written = render(processor, record["conversations"]).text
+        processor.chat_template = shipped
+        if entry.family == "llava" and entry.name not in WITHOUT_TEMPLATE:
+            assert written == SYSTEM_PROMPT + published  # the shipped one leaves out the prompt of the training
+        elif entry.family == "llava_onevision":
+            assert published != written  # as it was trained: see LLAVA_CHAT_ML
+        else:
+            assert written == published
 
 
 def test_a_replica_is_read(replica, data, tmp_path):
@@ -220,8 +242,6 @@ def test_the_base_of_an_adapter_keeps_its_revision_and_trust_is_the_callers(tmp_
     monkeypatch.setattr(
         "coincide.models.loading.AutoConfig.from_pretrained", lambda name, **options: asked.append((name, options))
     )
-    from coincide.models.loading import load_config
-
     load_config(Checkpoint(str(folder)))
     load_config(Checkpoint(str(folder), trust_remote_code=True))
     assert [name for name, _ in asked] == ["org/base", "org/base"]
@@ -263,14 +283,18 @@ def test_an_adapter_is_merged_once_for_all_groups(tmp_path, data, monkeypatch):
     assert not folders[0].exists()
 
 
-def test_arguments_of_a_class_of_lmms_eval_are_passed_unchanged(tmp_path):
-    build("Qwen/Qwen2.5-VL-3B-Instruct", tmp_path / "model")
-    groups = [{"name": "a", "tasks": ["t"]}]
-    evaluation = Evaluation(groups=groups, backend="qwen2_5_vl", model_args={"max_pixels": 12845056, "device": "cpu"})
-    arguments = evaluate._model_arguments(tmp_path / "model", evaluation)
-    assert arguments == f"pretrained={tmp_path / 'model'},max_pixels=12845056,device=cpu"
-    own = Evaluation(groups=groups, device="cpu", dtype="bfloat16")
-    assert evaluate._model_arguments("m", own, True) == "pretrained=m,device=cpu,dtype=bfloat16,trust_remote_code=True"
+def test_arguments_of_a_class_of_lmms_eval_are_passed_unchanged():
+    def arguments(trust_remote_code=False, **settings):
+        evaluation = Evaluation(groups=[{"name": "a", "tasks": ["t"]}], device="cpu", **settings)
+        return evaluate._model_arguments("m", evaluation, trust_remote_code)
+
+    given = {"max_pixels": 12845056, "attn_implementation": "sdpa"}
+    passed = "max_pixels=12845056,attn_implementation=sdpa"
+    assert arguments(backend="phi4_multimodal", model_args=given) == f"pretrained=m,{passed}"
+    assert arguments(backend="qwen2_5_vl", model_args=given) == f"pretrained=m,device=cpu,device_map=cpu,{passed}"
+    auto = {"device_map": "auto"}
+    assert arguments(backend="qwen2_5_vl", model_args=auto) == "pretrained=m,device=cpu,device_map=auto"
+    assert arguments(True, dtype="bfloat16") == "pretrained=m,device=cpu,dtype=bfloat16,trust_remote_code=True"
 
 
 def test_an_unknown_kind_of_medium_is_an_error_that_names_the_task(replica):
