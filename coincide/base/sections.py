@@ -436,7 +436,9 @@ class TargetModel(Section):
     name: StrictStr = setting(description="hub name, or a folder")
     label: Name = setting("target", "name of the model in paths and tables", expanded=True)
     revision: StrictStr | None = setting(None, "branch, tag or commit on the hub")
-    trust_remote_code: StrictBool = setting(False, "run Python code that the checkpoint ships")
+    trust_remote_code: StrictBool = setting(
+        False, "run Python code that the checkpoint ships", stages=("difficulty", "finetune_model", "evaluate_model")
+    )
     chat_template: StrictStr | None = setting(None, CHAT_TEMPLATE)
     seeds: list[Size] = setting([0], "one finetuned model per seed", min_length=1, expanded=True)
     full: StrictBool = setting(
