@@ -19,7 +19,7 @@ from coincide.base.files import in_workflow_folder, replacing
 from coincide.base.sections import Checkpoint, Evaluation
 from coincide.evaluation.results import FAILED, EvaluationError, read_scores
 from coincide.models.families import FAMILIES
-from coincide.models.loading import ADAPTER, base_checkpoint, is_adapter, load_model, weights_digest
+from coincide.models.loading import checkpoint_digest, is_adapter, load_model
 
 log = logging.getLogger(__name__)
 
@@ -161,10 +161,7 @@ def _loadable(
 
 
 def _merge_digest(checkpoint, dtype):
-    base = base_checkpoint(checkpoint)
-    settings = (Path(checkpoint.name) / ADAPTER).read_text()
-    weights = [weights_digest(checkpoint.name), weights_digest(base.name)]
-    return hashlib.sha256(json.dumps([settings, *weights, dtype]).encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{checkpoint_digest(checkpoint)} {dtype}".encode()).hexdigest()[:16]
 
 
 def _remove_unused(root):

@@ -139,5 +139,5 @@ def checkpoint_digest(checkpoint: Checkpoint) -> str:
     for path in sorted(file for file in folder.iterdir() if file.suffix in SETTINGS_FILES):
         digest.update(f"{path.name} {path.stat().st_size}".encode() + path.read_bytes())
     if is_adapter(folder):
-        digest.update(checkpoint_digest(replace(checkpoint, name=_base(folder))).encode())
+        digest.update(checkpoint_digest(base_checkpoint(replace(checkpoint, name=str(folder)))).encode())
     return digest.hexdigest()[:16]
