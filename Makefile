@@ -11,7 +11,7 @@ CONFIG ?=
 SNAKEMAKE = $(BIN)/snakemake --profile profiles/local $(if $(CONFIG),--configfile $(CONFIG))
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo check status slurm-profile test test-slurm test-gpu lint schema cluster-table envs lock clean
+.PHONY: demo check status slurm-profile test test-models models test-slurm test-gpu lint schema cluster-table envs lock clean
 
 demo: $(VENV)/ready
 	$(SNAKEMAKE)
@@ -31,6 +31,15 @@ slurm-profile:
 
 test: $(VENV)/ready-dev lint
 	$(BIN)/python -m pytest
+
+# the whole workflow on a replica of each public checkpoint, some minutes per model; MODEL=name runs one
+test-models: $(VENV)/ready-dev
+	COINCIDE_MODELS=1 $(BIN)/python -m pytest tests/workflow/test_replicas.py $(if $(MODEL),-k "$(MODEL)")
+	$(MAKE) models
+
+# the README's list of models, from what passed test-models (docs/models.json)
+models: $(VENV)/ready-dev
+	$(BIN)/python tests/model_list.py
 
 # the workflow on a real two-node Slurm cluster, which this starts and stops; requires root on Debian or Ubuntu
 test-slurm: $(VENV)/ready-dev

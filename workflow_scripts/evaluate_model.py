@@ -11,9 +11,12 @@ config = start(snakemake)
 
 from coincide.evaluation.evaluate import evaluate
 
+group = next(group for group in config.evaluation.groups if group.name == snakemake.wildcards.group)
 evaluate(
     snakemake.input.model,
     snakemake.params.tasks,
     config.evaluation,
     output=Path(snakemake.output.results).parent,
+    trust_remote_code=config.target_model.trust_remote_code,
+    may_fail=group.may_fail,
 )

@@ -12,7 +12,7 @@ import pandas as pd
 
 from coincide.base.files import replacing
 from coincide.base.tables import write_table
-from coincide.reporting.summary import as_text, read_results, relative_performance
+from coincide.reporting.summary import as_text, failure_lines, read_results, relative_performance
 from coincide.selection.budget import spread_text
 
 summary = relative_performance(read_results(snakemake.input.results), learned_above=config.evaluation.learned_above)
@@ -29,6 +29,7 @@ text = as_text(
     },
     clusters=spread_text(pd.read_parquet(snakemake.input.shares)),
     report=snakemake.params.report,
+    failures=failure_lines(snakemake.input.results),
 )
 with replacing(snakemake.output.text) as path:
     path.write_text(text)

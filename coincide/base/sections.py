@@ -32,6 +32,17 @@ Fraction = Annotated[float, Field(gt=0, le=1, strict=True), FROM_YAML]
 Name = Annotated[StrictStr, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 Dtype = Literal["float32", "float16", "bfloat16"]
 Device = Literal["auto", "cpu", "cuda"]
+# tasks of lmms-eval whose answers or scores come from another model
+JUDGED_TASKS = (
+    "hallusion_bench",
+    "llava_bench",
+    "llava_in_the_wild",
+    "llava_wilder",
+    "mathverse",
+    "mathvista",
+    "mmbench",
+    "mmvet",
+)
 CHAT_TEMPLATE = (  # description of a field of several sections
     "chat template (Jinja) in place of the checkpoint's; null: the checkpoint's, or its family's if it ships none"
 )
@@ -221,7 +232,10 @@ class Training(Section):
     weight_decay: Annotated[float, Field(ge=0, strict=True), FROM_YAML] = setting(0.0, "weight decay of AdamW")
     adam_beta2: Annotated[float, Field(gt=0, lt=1, strict=True), FROM_YAML] = setting(0.999, "beta2 of AdamW")
     schedule: Literal["cosine", "linear", "constant_with_warmup"] = setting("cosine", "learning rate schedule")
-    dtype: Dtype = setting("float32", "dtype of the computation; weights are kept in float32")
+    dtype: Dtype = setting(
+        "float32",
+        "dtype of the computation, and of the base model under adapters; weights that are trained are kept in float32",
+    )
     device: Device = setting("auto", "auto: the GPU if there is one", operational=True)
     save_every: Count = setting(200, "steps between checkpoints; a killed job resumes from the last", operational=True)
     gradient_checkpointing: StrictBool = setting(False, "recompute activations in the backward pass to save memory")
@@ -422,7 +436,9 @@ class TargetModel(Section):
     name: StrictStr = setting(description="hub name, or a folder")
     label: Name = setting("target", "name of the model in paths and tables", expanded=True)
     revision: StrictStr | None = setting(None, "branch, tag or commit on the hub")
-    trust_remote_code: StrictBool = setting(False, "run Python code that the checkpoint ships")
+    trust_remote_code: StrictBool = setting(
+        False, "run Python code that the checkpoint ships", stages=("difficulty", "finetune_model", "evaluate_model")
+    )
     chat_template: StrictStr | None = setting(None, CHAT_TEMPLATE)
     seeds: list[Size] = setting([0], "one finetuned model per seed", min_length=1, expanded=True)
     full: StrictBool = setting(
@@ -443,6 +459,17 @@ class TaskGroup(Section):
 
     name: Name = setting(description="name of the group in paths")
     tasks: list[StrictStr] = setting(min_length=1, description="lmms-eval tasks or groups")
+    judge: StrictBool | None = setting(
+        None,
+        "whether a task needs a judge (another model, with an API key): the group may fail without taking the report "
+        "along; null: whether a task is known to need one",
+        operational=True,
+    )
+
+    @property
+    def may_fail(self) -> bool:
+        """Whether the report goes on without this group if its evaluation fails."""
+        return any(task.startswith(JUDGED_TASKS) for task in self.tasks) if self.judge is None else self.judge
 
 
 class Evaluation(Section):
@@ -452,7 +479,15 @@ class Evaluation(Section):
 
     groups: list[TaskGroup] = setting(min_length=1, description="one job per model and group", expanded=True)
     include_path: StrictStr | None = setting(None, "folder of task files in addition to those of lmms-eval")
-    backend: StrictStr = setting("coincide", "model class of lmms-eval: coincide (batched), or one that it ships")
+    backend: StrictStr = setting(
+        "coincide",
+        "model class of lmms-eval: coincide, which evaluates every family as it was trained, or one that it ships",
+    )
+    model_args: dict[StrictStr, StrictStr | StrictInt | StrictBool | float] = setting(
+        {},
+        "further arguments of that class, passed unchanged, such as {max_pixels: 1003520}; they override the device "
+        "and dtype that known classes get",
+    )
     python: StrictStr | None = setting(
         None, "Python of another environment that has lmms-eval; null: the workflow's environment"
     )

@@ -27,6 +27,7 @@ MAX_BYTES_IN_MEMORY = 8 * 2**30  # rows up to this size are held in memory by ba
 MAX_REPAIRS = 10  # attempts to fill clusters that are empty after the last iteration
 SAME = 1e-6  # a row whose cosine with its centroid is within this of 1 does not get a cluster to itself
 CUML_BUFFER = 2**16  # rows that cuML copies to the device at once, if not all fit
+CUML_BLOCK = 2**13  # rows multiplied with the centroids at once to measure the similarity
 STALLED = 1e-7  # gain in mean similarity at or below which another iteration is not worth its time
 
 
@@ -39,7 +40,7 @@ class Clustering:
         labels: (n,) int32, the centroid with the largest dot product; ties: lowest index.
         similarity: (n,) float32, cosine of each row with its centroid.
         objective: mean similarity of the rows with the updated centroids after each iteration; it never
-            decreases.
+            decreases. With backend cuml, of the rows with the nearest of the updated centroids.
     """
 
     centroids: np.ndarray
@@ -226,10 +227,8 @@ def _cuml(rows, initial, iterations, seed, stalled):
     with _cuml_iteration(rows, len(initial), seed) as iterate:
         centroids, objective = initial, []
         for _ in range(iterations):
-            means, inertia = iterate(centroids)
-            centroids = unit_rows(means)
-            # mean |x - c|² = 2 - 2 · mean similarity with the centroids at the start of the iteration
-            objective.append(1 - inertia / (2 * len(rows)))
+            centroids, similarity = iterate(centroids)
+            objective.append(similarity)
             log.info("k-means: iteration %d, mean similarity %.7f", len(objective), objective[-1])
             if len(objective) > 1 and objective[-1] - objective[-2] <= stalled:
                 log.info("k-means: ends after %d of %d iterations: the objective stalls", len(objective), iterations)
@@ -239,7 +238,10 @@ def _cuml(rows, initial, iterations, seed, stalled):
 
 @contextmanager
 def _cuml_iteration(rows, k, seed):
-    """Context with a function centroids -> (centroids after one L2 iteration, sum of squared distances before it).
+    """Context with a function centroids -> (unit centroids after one iteration, mean similarity of the rows with them).
+
+    The similarity is that of an assignment to the new centroids. cuML's `inertia_` is not used: whether it belongs to
+    the centroids before or after the iteration differs between versions and from scikit-learn.
 
     It runs on one GPU, or on all visible GPUs through dask if dask-cuda is installed.
     """
@@ -270,10 +272,22 @@ def _cuml_iteration(rows, k, seed):
         else:
             data, options["device_buffer_samples"] = _unit_rows_in_memory(rows), CUML_BUFFER
 
+        def best_similarity(block, centroids):
+            """(m,) similarity of rows with the nearest of the (K, d) centroids."""
+            parts = (cupy.asarray(block[i : i + CUML_BLOCK]) for i in range(0, len(block), CUML_BLOCK))
+            return cupy.concatenate([(part @ centroids.T).max(axis=1) for part in parts])
+
+        def mean_similarity(centroids):
+            if "client" in options:
+                best = data.map_blocks(best_similarity, cupy.asarray(centroids), drop_axis=1, dtype=np.float32)
+                return float(best.mean(dtype=np.float64).compute())
+            return float(best_similarity(data, cupy.asarray(centroids)).mean(dtype=np.float64))
+
         def iterate(centroids):
             kmeans = KMeans(init=cupy.asarray(centroids), **options)
             kmeans.fit(data)
-            return cupy.asnumpy(kmeans.cluster_centers_), float(kmeans.inertia_)
+            centroids = unit_rows(cupy.asnumpy(kmeans.cluster_centers_))
+            return centroids, mean_similarity(centroids)
 
         yield iterate
 

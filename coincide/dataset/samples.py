@@ -27,6 +27,7 @@ class Reason(StrEnum):
     UNREADABLE_IMAGE = "unreadable image"
     DECOMPRESSION_BOMB = "decompression bomb"
     IMAGE_OUTSIDE_FOLDER = "image path outside the folder"
+    REFUSED_IMAGE = "image refused by the model"
     TOO_LONG = "too long"
     NON_FINITE_ACTIVATION = "non-finite activation"
 

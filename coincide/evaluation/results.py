@@ -6,6 +6,8 @@ from typing import Any
 
 from coincide.base.errors import UserError
 
+FAILED = "failed"  # key of a results.json whose tasks could not be evaluated
+
 
 class EvaluationError(UserError):
     """lmms-eval failed, or its results lack a score."""
@@ -42,3 +44,12 @@ def read_scores(path: Path | str) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def read_failure(path: Path | str) -> dict[str, Any] | None:
+    """Why tasks that may fail were not evaluated: dict of tasks, reason; None if they were.
+
+    Args:
+        path: a results.json of `coincide.evaluation.evaluate.evaluate`.
+    """
+    return json.loads(Path(path).read_text()).get(FAILED)

@@ -27,6 +27,7 @@ from coincide.models.chat import (
     ChatTemplateError,
     ImageCountError,
     Masks,
+    RefusedImageError,
     RefusedTurnsError,
     check_image_count,
     encode,
@@ -99,9 +100,9 @@ class Encoder:
     def __call__(self, group: Sequence[Sample]) -> list[Encoded | RejectedSample]:
         """Encode samples with the same images, in their order.
 
-        A sample is rejected for what is wrong with the sample: an image that cannot be opened, turns that the chat
-        template refuses, a wrong number of image marks, too many tokens. Any other error comes from the set-up of the
-        model, processor or template, and is raised.
+        A sample is rejected for what is wrong with the sample: an image that cannot be opened or that the image
+        processor refuses, turns that the chat template refuses, a wrong number of image marks, too many tokens. Any
+        other error comes from the set-up of the model, processor or template, and is raised.
 
         Raises:
             ChatTemplateError: a chat template that does not fit; names the sample.
@@ -117,6 +118,8 @@ class Encoder:
                 results.append(reject(sample, Reason(error.reason), error))
             except RefusedTurnsError as error:
                 results.append(reject(sample, Reason.MALFORMED_TURNS, error))
+            except RefusedImageError as error:
+                results.append(reject(sample, Reason.REFUSED_IMAGE, error))
             except ImageCountError as error:
                 results.append(reject(sample, Reason.IMAGE_TOKEN_COUNT_MISMATCH, error))
             except ChatTemplateError as error:

@@ -7,8 +7,9 @@ image's features (the *final* text), which is tokenised.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,10 @@ class RefusedTurnsError(ValueError):
 
 class ImageCountError(ValueError):
     """A conversation whose image marks and images differ in number."""
+
+
+class RefusedImageError(UserError):
+    """An image that the model's image processor refuses."""
 
 
 @dataclass(frozen=True)
@@ -116,10 +121,10 @@ def render(processor: Any, conversations: Sequence[Mapping[str, str]]) -> Render
     return _with_ends_of_turns(processor, text, _answer_spans(processor, messages, text))
 
 
-def render_prompt(processor: Any, conversations: Sequence[Mapping[str, str]]) -> str:
+def render_prompt(processor: Any, conversations: Sequence[Mapping[str, str]]) -> Rendered:
     """Write a conversation that ends with a question, up to where the model's answer begins.
 
-    The text is the beginning of what `render` writes for the same conversation with an answer.
+    Its text is the beginning of what `render` writes for the same conversation with an answer.
 
     Args:
         processor: a transformers processor.
@@ -131,22 +136,36 @@ def render_prompt(processor: Any, conversations: Sequence[Mapping[str, str]]) ->
     messages = to_messages(conversations)
     text = _apply_template(processor, messages, add_generation_prompt=True)
     _check_image_tokens(processor, messages, text)
-    return _with_ends_of_turns(processor, text, _answer_spans(processor, messages, text)).text
+    return _with_ends_of_turns(processor, text, _answer_spans(processor, messages, text))
 
 
 def _answer_spans(processor, messages, text):
-    """(start, end) character spans of the assistant's turns in the text of a conversation."""
+    """Where the assistant's turns are in the text of a conversation.
+
+    Returns:
+        list of (start, prompt, answer_start, end): `prompt` replaces the characters from start to answer_start. It is
+        empty where the template writes a turn as the prompt for it and the answer. Where the two differ in white space
+        (LLaVA-OneVision writes "assistant \\n" in a turn and "assistant\\n" in the prompt), the prompt is right: the
+        model answers it.
+    """
     spans = []
     for i, message in enumerate(messages):
         if message["role"] == "assistant":
             before = _apply_template(processor, messages[:i], add_generation_prompt=True)
             after = text if i == len(messages) - 1 else _apply_template(processor, messages[: i + 1])
+            start, prompt, answer_start = len(before), "", len(before)
+            if not after.startswith(before):
+                start = len(_apply_template(processor, messages[:i]))
+                prompt = before[start:]
+                written = before.rstrip()
+                answer_start = len(written) + len(after[len(written) :]) - len(after[len(written) :].lstrip())
+                before = written
             if not (after.startswith(before) and text.startswith(after)):
                 raise ChatTemplateError(
                     "the chat template does not keep earlier turns as they are when a turn is added, so answers "
                     "cannot be told from prompts: use a template that only appends"
                 )
-            spans.append((len(before), len(after)))
+            spans.append((start, prompt, answer_start, len(after)))
     return spans
 
 
@@ -158,15 +177,20 @@ def _with_ends_of_turns(processor, text, spans):
     """
     ends = _ends_of_turn(processor)
     pieces, answers, position, length = [], [], 0, 0
-    for start, end in spans:
-        answer = text[start:end]
+    for start, prompt, answer_start, end in spans:
+        answer = text[answer_start:end]
         if ends and not answer.rstrip().endswith(ends):
             answer = answer.rstrip() + ends[0]
-        pieces += [text[position:start], answer]
-        length += start - position
+        pieces += [text[position:start], prompt, answer]
+        length += start - position + len(prompt)
         answers.append((length, length + len(answer)))
         position, length = end, length + len(answer)
     return Rendered("".join([*pieces, text[position:]]), tuple(answers))
+
+
+def end_of_turn_ids(processor: Any) -> list[int]:
+    """Ids of the tokens that end an answer, the family's first."""
+    return processor.tokenizer.convert_tokens_to_ids(list(_ends_of_turn(processor)))
 
 
 def _ends_of_turn(processor):
@@ -243,6 +267,7 @@ def encode(
 
     Raises:
         ImageCountError: a conversation has more or fewer image tokens than images.
+        RefusedImageError: the image processor refuses an image.
     """
     texts = [conversation.text for conversation in rendered]
     for text, conversation_images in zip(texts, images):
@@ -254,7 +279,7 @@ def encode(
     for i, conversation in enumerate(rendered):
         positions = _rendered_positions(conversation.text, prepared[i], replaced[i])
         text_mask[i], answer_mask[i] = _token_masks(offsets[i], present[i], positions, conversation.answers)
-    image_token_id = processor.image_token_id if image_token_id is None else image_token_id
+    image_token_id = _feature_token_id(processor) if image_token_id is None else image_token_id
     visual_mask = (inputs["input_ids"].numpy() == image_token_id) & present
     if family_of_processor(processor).prefix_attention:
         # From the first answer on: a later question that the first one attends to would show it the answer.
@@ -263,6 +288,31 @@ def encode(
     for name in NOT_FOR_THE_MODEL:
         inputs.pop(name, None)
     return inputs, Masks(visual_mask, text_mask, answer_mask), replacements
+
+
+def _feature_token_id(processor):
+    """The token that holds an image's features. Gemma 3's processor names the one before them, its tokenizer this."""
+    return getattr(processor.tokenizer, "image_token_id", None) or processor.image_token_id
+
+
+def encode_prompts(processor: Any, prompts: Sequence[Rendered], images: Sequence[Sequence[Image]]) -> Any:
+    """Tokens of a batch of prompts from `render_prompt`, as the beginning of what `encode` gives for the answers, too.
+
+    Args:
+        processor: a transformers processor.
+        prompts: B prompts; batches are right-padded, so that a model that generates needs prompts of equal length.
+        images: for each prompt, its images.
+
+    Returns:
+        the processor's tensors.
+
+    Raises:
+        ImageCountError: a prompt has more or fewer image tokens than images.
+    """
+    appended = family_of_processor(processor).appended
+    if appended and any(images):
+        prompts = [replace(prompt, text=prompt.text.removesuffix(appended)) for prompt in prompts]
+    return encode(processor, prompts, images)[0]
 
 
 def check_image_count(processor: Any, text: str, count: int) -> None:
@@ -287,11 +337,37 @@ def _process(processor, texts, images):
     }
     if not any(images):  # some processors do not accept text without an image
         return processor.tokenizer(texts, **options), texts
+    if not images[0]:
+        return _process_images_first(processor, texts, images)
     nested = images
     if len(texts) == 1 or all(images):
         nested = [conversation_images for conversation_images in images if conversation_images]
-    inputs = processor(text=texts, images=nested, return_text_replacement_offsets=True, **options)
+    try:
+        inputs = processor(text=texts, images=nested, return_text_replacement_offsets=True, **options)
+    except ValueError as error:
+        refused = family_of_processor(processor).refused_image
+        if refused is None or not re.search(refused, str(error)):
+            raise
+        raise RefusedImageError(f"the model's image processor refuses it: {error}") from None
     return inputs, processor.prepare_inputs_layout(text=texts, images=nested)[1]
+
+
+def _process_images_first(processor, texts, images):
+    """`_process` for a batch whose first conversation has no image, on which Idefics3's and InternVL's processors fail.
+
+    The conversations without images are put last, and their tokens back in their places. Image inputs stay as they
+    are: they hold the images in the order of the conversations, which does not change.
+    """
+    order = sorted(range(len(texts)), key=lambda i: not images[i])
+    inputs, prepared = _process(processor, [texts[i] for i in order], [images[i] for i in order])
+    places = np.argsort(order)
+    shape = inputs["input_ids"].shape
+    for name, value in inputs.items():
+        if torch.is_tensor(value) and value.shape[:2] == shape:
+            inputs[name] = value[torch.from_numpy(places)]
+        elif name == "text_replacement_offsets":
+            inputs[name] = [value[i] for i in places]
+    return inputs, [prepared[i] for i in places]
 
 
 def encode_with_replacements(

@@ -20,6 +20,7 @@ SHOWN_NAMES = 8  # names of modules in an error
 # Decoder layers of Llama, Mistral, Qwen and Gemma have the same linear layers.
 _LINEAR_LAYERS = r"\.layers\.\d+\.(self_attn\.(q|k|v|o)|mlp\.(gate|up|down))_proj"
 
+# The default templates are compared with the published ones in tests/models/test_replicas.py.
 # Chat templates write images first and then the text, as LLaVA's training code does, or the parts in their order.
 _TEXT = "{{ message['content'] | selectattr('type', 'equalto', 'text') | map(attribute='text') | join(' ') }}"
 _IMAGES_FIRST = (
@@ -50,7 +51,7 @@ MISTRAL = (
     "{% if message['role'] == 'user' %}{{ '[INST] ' }}"
     + _IMAGES_FIRST.replace("IMAGE", "<image>\\n")
     + "{{ ' [/INST]' }}"
-    "{% elif message['role'] == 'assistant' %}{{ ' ' }}" + _TEXT + "{{ eos_token }}"
+    "{% elif message['role'] == 'assistant' %}{{ ' ' }}" + _TEXT + "{{ eos_token + ' ' }}"
     "{% else %}{{ '<<SYS>>\\n' }}" + _TEXT + "{{ '\\n<</SYS>>\\n\\n' }}{% endif %}"
     "{% endfor %}"
 )
@@ -69,6 +70,8 @@ def _chat_ml(content: str, system: str = "") -> str:
     return _CHAT_ML.replace("CONTENT", content).replace("SYSTEM", system)
 
 
+# As LLaVA-OneVision was trained (conversation.py of LLaVA-VL/LLaVA-NeXT, conv_qwen). The template that its converted
+# checkpoints ship has no system prompt and other line ends.
 LLAVA_CHAT_ML = _chat_ml(_IMAGES_FIRST.replace("IMAGE", "<image>\\n"), _QWEN_SYSTEM)
 _QWEN_CONTENT = _IN_ORDER.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>")
 QWEN2_VL = _chat_ml(_QWEN_CONTENT, _QWEN_SYSTEM)
@@ -121,12 +124,14 @@ class Family:
         prefix_attention: the prompt is attended in both directions and the answer causally; `token_type_ids` tells
             the model which tokens are the answer.
         end_of_turn: token that ends an answer; None: the tokenizer's end-of-sequence token.
+        appended: what the processor appends to a text with images, which the template has at the end of a prompt, too.
         chat_template: for a checkpoint that ships none.
+        refused_image: pattern of the error with which the image processor refuses an image; None: it accepts all.
         decoder_templates: chat templates for a decoder (model_type of the text config) of another format.
         processor_attributes: functions that give, from the model's config, the value of a processor's attribute;
             used where the checkpoint's processor has no value.
-        lmms_model: model of lmms-eval that evaluates it; None: lmms-eval has none.
-        lmms_arguments: arguments of that model.
+        lmms_model: class of lmms-eval's own that evaluates the family, as an alternative to the project's; None: none.
+        lmms_arguments: arguments of that class, in place of its defaults.
     """
 
     model_type: str
@@ -139,6 +144,8 @@ class Family:
     causal: bool = True
     prefix_attention: bool = False
     end_of_turn: str | None = None
+    appended: str = ""
+    refused_image: str | None = None
     decoder_templates: Mapping[str, str] = field(default_factory=dict)
     processor_attributes: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
     lmms_model: str | None = None
@@ -183,7 +190,11 @@ _LLAVA_ATTRIBUTES: Mapping[str, Callable[[Any], Any]] = {
     "vision_feature_select_strategy": lambda config: config.vision_feature_select_strategy,
     "num_additional_image_tokens": _class_tokens,
 }
-_QWEN: dict[str, Any] = {"vision_tower": r"model\.visual", "end_of_turn": "<|im_end|>"}
+_QWEN: dict[str, Any] = {
+    "vision_tower": r"model\.visual",
+    "end_of_turn": "<|im_end|>",
+    "refused_image": "absolute aspect ratio must be smaller than 200",  # smart_resize of transformers
+}
 _IDEFICS: dict[str, Any] = {
     "projector": r"model\.connector",
     "vision_tower": r"model\.vision_model",
@@ -202,7 +213,7 @@ FAMILIES: dict[str, Family] = {
             chat_template=VICUNA,
             decoder_templates={"qwen2": LLAVA_CHAT_ML},
             processor_attributes=_LLAVA_ATTRIBUTES,
-            lmms_model="coincide",
+            lmms_model="llava_hf",
         ),
         Family(
             "llava_next",
@@ -211,7 +222,7 @@ FAMILIES: dict[str, Family] = {
             chat_template=VICUNA,
             decoder_templates={"mistral": MISTRAL, "qwen2": LLAVA_CHAT_ML},
             processor_attributes=_LLAVA_ATTRIBUTES,
-            lmms_model="coincide",
+            lmms_model="llava_hf",
         ),
         Family(
             "llava_onevision",
@@ -223,7 +234,7 @@ FAMILIES: dict[str, Family] = {
                 "num_image_tokens": _patches,
                 "vision_feature_select_strategy": lambda config: config.vision_feature_select_strategy,
             },
-            lmms_model="coincide",
+            lmms_model="llava_hf",
         ),
         Family(
             "qwen2_vl",
@@ -263,6 +274,7 @@ FAMILIES: dict[str, Family] = {
             processors=("PaliGemmaProcessor",),
             causal=False,
             prefix_attention=True,
+            appended="\n",
             chat_template=PALIGEMMA,
         ),
         Family(

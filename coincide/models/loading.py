@@ -30,7 +30,8 @@ def load_model(
 ) -> tuple[Any, Any]:
     """Load a model and its processor from a folder or the hub, safetensors only, in evaluation mode.
 
-    A folder that holds an adapter (peft) is loaded with its base model and merged into it.
+    A folder that holds an adapter (peft) is loaded with its base model, of the revision that it was trained from, and
+    merged into it.
 
     Args:
         checkpoint: Checkpoint, hub name or folder.
@@ -46,18 +47,26 @@ def load_model(
         FamilyError: a family that `coincide.models.families` does not have.
     """
     checkpoint = Checkpoint.of(checkpoint)
-    name = checkpoint.name
-    options = {"revision": checkpoint.revision, "trust_remote_code": checkpoint.trust_remote_code}
+    base = base_checkpoint(checkpoint)
+    device = pick_device(device)
     family_of(load_config(checkpoint))  # before any weights are read
     model = AutoModelForImageTextToText.from_pretrained(
-        _base(name), dtype=dtype, use_safetensors=True, attn_implementation=attention, **options
+        base.name,
+        revision=base.revision,
+        trust_remote_code=base.trust_remote_code,
+        dtype=dtype,
+        use_safetensors=True,
+        attn_implementation=attention,
+        device_map=None if device == "cpu" else device,  # to the device without a copy in host memory
     )
-    if is_adapter(name):
+    # The Trainer and peft take a model with this attribute for one that is spread over devices.
+    vars(model).pop("hf_device_map", None)
+    if is_adapter(checkpoint.name):
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, name).merge_and_unload()
+        model = PeftModel.from_pretrained(model, checkpoint.name).merge_and_unload()
     processor = load_processor(checkpoint)
-    return torch.nn.Module.to(model, pick_device(device)).eval(), processor
+    return model.eval(), processor
 
 
 def load_processor(checkpoint: Checkpoint | str | Path) -> Any:
@@ -75,16 +84,20 @@ def load_processor(checkpoint: Checkpoint | str | Path) -> Any:
 
 def load_config(checkpoint: Checkpoint) -> Any:
     """The config of a checkpoint's model; for an adapter, that of its base model."""
-    return AutoConfig.from_pretrained(
-        _base(checkpoint.name), revision=checkpoint.revision, trust_remote_code=checkpoint.trust_remote_code
-    )
+    base = base_checkpoint(checkpoint)
+    return AutoConfig.from_pretrained(base.name, revision=base.revision, trust_remote_code=base.trust_remote_code)
 
 
-def _base(name):
-    """Where the weights of a checkpoint's base model are: another checkpoint if it is an adapter, otherwise itself."""
-    if not is_adapter(name):
-        return name
-    return json.loads((Path(name) / ADAPTER).read_text())["base_model_name_or_path"]
+def base_checkpoint(checkpoint: Checkpoint) -> Checkpoint:
+    """Where the weights of a checkpoint's base model are: another checkpoint if it is an adapter, otherwise itself.
+
+    The revision is the one that the adapter was trained from. Whether the base's code may run is the caller's setting:
+    a file next to an adapter cannot allow it.
+    """
+    if not is_adapter(checkpoint.name):
+        return checkpoint
+    config = json.loads((Path(checkpoint.name) / ADAPTER).read_text())
+    return replace(checkpoint, name=config["base_model_name_or_path"], revision=config.get("revision"))
 
 
 def is_adapter(name: str | Path) -> bool:
@@ -126,5 +139,5 @@ def checkpoint_digest(checkpoint: Checkpoint) -> str:
     for path in sorted(file for file in folder.iterdir() if file.suffix in SETTINGS_FILES):
         digest.update(f"{path.name} {path.stat().st_size}".encode() + path.read_bytes())
     if is_adapter(folder):
-        digest.update(checkpoint_digest(replace(checkpoint, name=_base(folder))).encode())
+        digest.update(checkpoint_digest(base_checkpoint(replace(checkpoint, name=str(folder)))).encode())
     return digest.hexdigest()[:16]

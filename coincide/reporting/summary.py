@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from coincide.base.markdown import markdown_table
-from coincide.evaluation.results import read_scores
+from coincide.evaluation.results import EvaluationError, read_failure, read_scores
 
 AVERAGE = "average"  # the task name of the rows that average over tasks
 KEYS = ["target", "method", "fraction", "seed"]
@@ -24,14 +24,32 @@ def read_results(paths: Iterable[str | Path]) -> pd.DataFrame:
         table of target, method, fraction, seed, task, metric, score, higher_is_better.
 
     Raises:
-        coincide.evaluation.results.EvaluationError: a task has no score.
+        coincide.evaluation.results.EvaluationError: a task has no score, or every evaluation failed.
     """
+    paths = list(paths)
     rows = []
     for path in paths:
         target, method, fraction, seed, _group, _ = Path(path).parts[-6:]
         for score in read_scores(path):
             rows.append({"target": target, "method": method, "fraction": float(fraction), "seed": int(seed), **score})
+    if not rows:
+        raise EvaluationError("\n".join(["no evaluation has scores", *failure_lines(paths)]))
     return pd.DataFrame(rows).drop_duplicates([*KEYS, "task"])
+
+
+def failure_lines(paths: Iterable[str | Path]) -> list[str]:
+    """One line of text per group of tasks that may fail and did.
+
+    Args:
+        paths: results.json files, as for `read_results`.
+    """
+    lines = []
+    for path in paths:
+        if failure := read_failure(path):
+            target, method, fraction, seed, group, _ = Path(path).parts[-6:]
+            model = f"{target} ({method}, fraction {fraction}, seed {seed})"
+            lines.append(f"Warning: {model} has no scores of the group {group}: {failure['reason']}")
+    return lines
 
 
 def unlearned_tasks(scores: pd.DataFrame, learned_above: float) -> pd.Series:
@@ -53,16 +71,20 @@ def average_over_tasks(table: pd.DataFrame, keys: Sequence[str], unlearned: pd.S
     """Rows of task "average".
 
     Args:
-        table: with target, task, score, relative_performance and the columns `keys`.
+        table: with target, task, metric, score, relative_performance and the columns `keys`.
         keys: columns that identify a model.
         unlearned: result of `unlearned_tasks`.
 
     Returns:
-        one row per model: mean score over all tasks, mean relative performance over the learned tasks.
+        one row per model: mean score over all tasks, mean relative performance over the learned tasks. There is no
+        mean score where the tasks have different metrics: a mean of MME's points and a share of right answers is
+        neither.
     """
     learned = ~pd.MultiIndex.from_frame(table[["target", "task"]]).isin(unlearned.index)
     table = table.assign(relative_performance=table["relative_performance"].where(learned))
-    average = table.groupby(list(keys), as_index=False)[["score", "relative_performance"]].mean()
+    by_model = table.groupby(list(keys), as_index=False)
+    average = by_model[["score", "relative_performance"]].mean()
+    average["score"] = average["score"].where(by_model["metric"].nunique()["metric"] == 1)
     return average.assign(task=AVERAGE, metric="mean", higher_is_better=True)
 
 
@@ -79,7 +101,8 @@ def relative_performance(scores: pd.DataFrame, *, learned_above: float = 0.0) ->
 
     Returns:
         table of target, method, fraction, seed, task, metric, score, higher_is_better,
-        relative_performance; the rows of task "average" hold the mean of both over tasks.
+        relative_performance; the rows of task "average" hold the mean of both over tasks, of the score only if all
+        tasks have the same metric.
 
     Source: Lee, Li, Hwang (EMNLP 2024), section 4.1 (relative performance).
     """
@@ -103,7 +126,7 @@ def headline_table(summary: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         one row per (method, fraction), the full data first and random last; columns relative_performance and the
-        score of each task, "average" included.
+        score of each task, "average" included if the tasks have the same metric.
     """
     table = summary.pivot_table(index=["method", "fraction"], columns="task", values="score", aggfunc="mean")
     relative = summary[summary["task"] == AVERAGE].groupby(["method", "fraction"])["relative_performance"].mean()
@@ -135,6 +158,7 @@ def as_text(
     *,
     clusters: str,
     report: str,
+    failures: Sequence[str] = (),
 ) -> str:
     """The summary as Markdown: headline table, rejected samples, underrepresented sources, clusters, the report.
 
@@ -145,6 +169,7 @@ def as_text(
         coresets: (method, fraction) -> coreset table.
         clusters: line about the clusters (`coincide.selection.select.spread_text`).
         report: path of the report.
+        failures: result of `failure_lines`.
     """
     lines = ["", _headline_text(summary)]
     lines += ["", f"{len(manifest):,} usable samples, {len(rejected):,} rejected."]
@@ -157,6 +182,7 @@ def as_text(
                 f"Warning: {method} at {float(fraction):.1%} keeps few samples of these sources: {listed}. If a model "
                 "lacks the skills that they teach, see docs/your-own-data.md.",
             ]
+    lines += ["", *failures] if failures else []
     lines += ["", clusters, "", f"Report: {report}", ""]
     return "\n".join(lines)
 
@@ -170,7 +196,7 @@ def _headline_text(summary):
                 "method": method,
                 "data kept": f"{fraction:.1%}",
                 "relative performance": "–" if pd.isna(relative) else f"{relative:.1%}",
-                "average score": f"{row[AVERAGE]:.3f}",
+                **({"average score": f"{row[AVERAGE]:.3f}"} if AVERAGE in row else {}),
             }
         )
     return markdown_table(pd.DataFrame(rows))

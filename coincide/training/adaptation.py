@@ -4,13 +4,16 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
 from coincide.base.sections import Lora
 from coincide.models.families import FamilyError, Part, check_modules, family_of, matching_modules
 
 ALL_LINEAR = "all-linear"  # peft's name for every linear layer but the output head
 
 
-def with_lora(model: Any, lora: Lora) -> Any:
+def with_lora(model: Any, lora: Lora, revision: str | None = None) -> Any:
     """A model with low-rank adapters, in which only the adapters and `modules_to_save` are trained.
 
     By default the adapters are on the linear layers of the decoder, and the projector, which is small, is trained in
@@ -19,6 +22,7 @@ def with_lora(model: Any, lora: Lora) -> Any:
     Args:
         model: of transformers.
         lora: Lora section of the config.
+        revision: of the model on the hub; the adapter keeps it.
 
     Raises:
         FamilyError: a pattern that matches no module of the model.
@@ -45,6 +49,7 @@ def with_lora(model: Any, lora: Lora) -> Any:
             target_modules=targets,
             modules_to_save=to_save or None,
         ),
+        revision=revision,
     )
 
 
@@ -74,3 +79,25 @@ def freeze(model: Any, parts: Sequence[Part]) -> None:
             raise FamilyError(f"training.freeze: {type(model).__name__} has no weights of its {part} ({pattern})")
         for parameter in parameters:
             parameter.requires_grad = False
+
+
+def set_dtypes(model: Any, dtype: torch.dtype) -> None:
+    """Give weights that are trained float32, and those of a base model under adapters the dtype of the computation.
+
+    Args:
+        model: with `requires_grad` set.
+        dtype: of the computation.
+    """
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else dtype)
+
+
+def leave_frozen_weights(model: Any) -> None:
+    """Exclude frozen weights from the broadcast with which torch's DistributedDataParallel starts.
+
+    Every process read them from the same files. Written by a broadcast, each process would have a copy of its own of
+    pages that they share.
+    """
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, frozen)

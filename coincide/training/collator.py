@@ -8,7 +8,7 @@ import torch
 from transformers import ProcessorMixin
 
 from coincide.dataset.images import ImageFolders, image_names, open_image
-from coincide.models.chat import Masks, encode, render
+from coincide.models.chat import Masks, RefusedImageError, encode, render
 
 IGNORED_LABEL = -100  # label of tokens that the loss ignores; the default of torch's cross_entropy
 ROWS = "rows"  # key of the batch under which `ScoringTrainer` finds the rows of its samples
@@ -46,7 +46,10 @@ class Collator:
         records = [self.records[row] for row in rows]
         rendered = [render(self.processor, record["conversations"]) for record in records]
         opened = [[open_image(self.images, name) for name in image_names(record)] for record in records]
-        encoded, masks, _ = encode(self.processor, rendered, opened)
+        try:
+            encoded, masks, _ = encode(self.processor, rendered, opened)
+        except RefusedImageError as error:
+            raise RefusedImageError(f"one of the samples {[record.get('id') for record in records]}: {error}") from None
         inputs = dict(encoded)
         inputs["labels"] = inputs["input_ids"].masked_fill(~torch.from_numpy(masks.answer), IGNORED_LABEL)
         if self.max_tokens:

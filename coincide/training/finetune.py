@@ -24,7 +24,7 @@ from coincide.base.sections import Checkpoint, Training
 from coincide.dataset.images import ImageFolders
 from coincide.dataset.record_table import RecordTable, records_digest, write_record_table
 from coincide.models.loading import checkpoint_digest, load_model
-from coincide.training.adaptation import freeze, with_lora
+from coincide.training.adaptation import freeze, leave_frozen_weights, set_dtypes, with_lora
 from coincide.training.collator import Collator
 from coincide.training.distributed import launch, slurm_job
 from coincide.training.order import training_order
@@ -174,10 +174,16 @@ def _load(checkpoint, training, last_checkpoint):
         start = replace(checkpoint, name=str(last_checkpoint))
     # A model that is sharded may not fit on one device.
     device = "cpu" if training.sharding == "fsdp" else training.device
-    model, processor = load_model(start, dtype="float32", device=device)
+    # Weights that are trained are kept in float32. Those of a base model under adapters are not, and are read in the
+    # dtype of the computation: a large model has no float32 copy per process. FSDP shards weights of one dtype.
+    half_base = training.lora is not None and training.sharding == "none"
+    model, processor = load_model(start, dtype=training.dtype if half_base else "float32", device=device)
     if training.lora:
-        model = with_lora(model, training.lora)
+        model = with_lora(model, training.lora, checkpoint.revision)
     freeze(model, training.freeze)
+    if half_base:
+        set_dtypes(model, getattr(torch, training.dtype))
+        leave_frozen_weights(model)
     if training.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model, processor

@@ -335,30 +335,42 @@ def test_the_error_names_the_missing_package():
 
 
 class _L2KMeans:
-    """Stand-in for cuml.cluster.KMeans, by scikit-learn: tests the code around cuML, not cuML."""
+    """Stand-in for cuml.cluster.KMeans, by scikit-learn: tests the code around cuML, not cuML.
+
+    It has no inertia: whether that belongs to the centroids before or after the iteration is not the same everywhere.
+    """
 
     def __init__(self, *, n_clusters, init, n_init, max_iter, random_state):
         from sklearn.cluster import KMeans
 
         assert (n_init, max_iter) == (1, 1)
-        self.kmeans, self.init = KMeans(n_clusters, init=init, n_init=1, max_iter=1, random_state=random_state), init
+        self.kmeans = KMeans(n_clusters, init=init, n_init=1, max_iter=1, random_state=random_state)
 
     def fit(self, x):
-        distances = ((x[:, None] - self.init) ** 2).sum(axis=2)
-        self.cluster_centers_, self.inertia_ = self.kmeans.fit(x).cluster_centers_, distances.min(axis=1).sum()
+        self.cluster_centers_ = self.kmeans.fit(x).cluster_centers_
 
 
 def test_l2_iterations_with_normalised_centroids_are_spherical(monkeypatch):
     monkeypatch.setattr(kmeans, "_float32_fits", lambda rows, k: True)
-    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(asarray=np.asarray, asnumpy=np.asarray))
+    monkeypatch.setattr(kmeans, "CUML_BLOCK", 64)
+    cupy = SimpleNamespace(asarray=np.asarray, asnumpy=np.asarray, concatenate=np.concatenate)
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
     monkeypatch.setitem(sys.modules, "cuml", SimpleNamespace())
     monkeypatch.setitem(sys.modules, "cuml.cluster", SimpleNamespace(KMeans=_L2KMeans))
     x = cloud(400, 10)
-    *_, (labels, _, _) = plain_lloyd(x, random_rows(Rows(x), 8, 0), 12)
+    first = random_rows(Rows(x), 8, 0)
+    *_, (labels, _, _) = plain_lloyd(x, first, 12)
     clustering = coincide.spherical_kmeans(x, 8, seed=0, iterations=12, stalled=-1, backend="cuml")
     # as in plain_lloyd, an iteration of scikit-learn is an assignment and an update; then labels are assigned again
     assert (clustering.labels == labels).mean() > 0.98
     assert all(after >= before - 1e-6 for before, after in pairwise(clustering.objective))
+    # the objective of an iteration is the similarity with the centroids after it, worked out here
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    sums = np.zeros((8, 10))
+    np.add.at(sums, (unit @ first.T).argmax(axis=1), unit)
+    after_one = sums / np.linalg.norm(sums, axis=1, keepdims=True)
+    assert clustering.objective[0] == pytest.approx((unit @ after_one.T).max(axis=1).mean(), abs=1e-5)
+    assert clustering.objective[-1] == pytest.approx(clustering.similarity.mean(dtype=np.float64), abs=1e-5)
     monkeypatch.setattr(kmeans.os, "sysconf", lambda name: 1)
     with pytest.raises(MemoryError, match="use backend torch"):
         coincide.spherical_kmeans(x, 8, backend="cuml")

@@ -9,16 +9,16 @@ from importlib import import_module
 import numpy as np
 import pytest
 from conftest import REPO
-from families import build
 from finetuning import run
 from jobs import error_in_log
 from lmms_eval.api.model import lmms
 
-from coincide.base.sections import Evaluation
+from coincide.base.sections import Evaluation, TaskGroup
 from coincide.evaluation import lmms_model
 from coincide.evaluation.evaluate import _model_arguments, evaluate
 from coincide.evaluation.results import EvaluationError, read_scores
 from coincide.models.families import FAMILIES
+from coincide.reporting.summary import failure_lines, read_results
 
 
 @pytest.fixture(scope="module")
@@ -78,21 +78,10 @@ def test_batched_answers_are_those_of_llava_hf(tiny_model, tiny_data, questions,
         evaluated("none", "coincide", 1, ["no_such_task"])
 
 
-@pytest.mark.parametrize(
-    ("family", "advice"), [("qwen2_5_vl", "set it to qwen2_5_vl"), ("smolvlm", "set it to a model")]
-)
-def test_a_model_that_the_batched_model_does_not_evaluate_is_an_error(tmp_path, family, advice):
-    build(family, tmp_path / "model")
-    evaluation = Evaluation(groups=[{"name": "all", "tasks": ["task"]}])
-    with pytest.raises(EvaluationError, match=f"coincide does not evaluate {family} models; {advice}"):
-        evaluate(tmp_path / "model", ["task"], evaluation, output=tmp_path / "output")
-
-
-@pytest.mark.parametrize("family", [family for family in FAMILIES.values() if family.lmms_model])
-def test_the_models_of_lmms_eval_accept_their_arguments(family):
-    backend = family.lmms_model
+@pytest.mark.parametrize("backend", ["coincide", *sorted({f.lmms_model for f in FAMILIES.values() if f.lmms_model})])
+def test_the_models_of_lmms_eval_accept_their_arguments(backend):
     evaluation = Evaluation(groups=[{"name": "all", "tasks": ["task"]}], backend=backend, device="cpu")
-    arguments = _model_arguments("model", evaluation, family)
+    arguments = _model_arguments("model", evaluation)
     names = {argument.split("=")[0] for argument in arguments.split(",")}
     kind = "chat" if backend == "internvl_hf" else "simple"
     module = lmms_model if backend == "coincide" else import_module(f"lmms_eval.models.{kind}.{backend}")
@@ -103,6 +92,25 @@ def test_the_models_of_lmms_eval_accept_their_arguments(family):
     )
     assert names <= accepted
     assert {"pretrained", "device"} <= names
+
+
+def test_a_group_that_needs_a_judge_may_fail(tmp_path):
+    groups = [{"name": "judged", "tasks": ["mmbench_en_dev"]}, {"name": "all", "tasks": ["gqa"]}]
+    evaluation = Evaluation(groups=groups, python="false")
+    assert [group.may_fail for group in evaluation.groups] == [True, False]
+    assert TaskGroup(name="a", tasks=["mmbench_en_dev"], judge=False).may_fail is False
+    assert TaskGroup(name="a", tasks=["gqa"], judge=True).may_fail
+    results = tmp_path / "target/coincide/0.2/0/judged/results.json"
+    evaluate("model", ["mmbench_en_dev"], evaluation, output=results.parent, may_fail=True)
+    assert list((results.parent / "samples").iterdir()) == []
+    assert read_scores(results) == []
+    (line,) = failure_lines([results])
+    assert line.startswith("Warning: target (coincide, fraction 0.2, seed 0) has no scores of the group judged: lmms-")
+    with pytest.raises(EvaluationError, match=r"no evaluation has scores\nWarning: target"):
+        read_results([results])
+    with pytest.raises(EvaluationError, match="failed with exit code 1"):
+        evaluate("model", ["mmbench_en_dev"], evaluation, output=tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 FAILING_EVALUATION = """

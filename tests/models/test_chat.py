@@ -134,7 +134,7 @@ def test_the_prompt_of_evaluation_is_the_prefix_that_training_saw(name, template
     starts = np.flatnonzero(np.diff(masks.answer[0].astype(int), prepend=0) == 1)
     assert len(starts) == len(ANSWERS)
     for turn, start in zip((1, 3, 5), starts):
-        prompt = render_prompt(processor, TURNS[:turn])
+        prompt = render_prompt(processor, TURNS[:turn]).text
         bos = processor.tokenizer.bos_token
         special = not prompt.startswith(bos)  # as the model of lmms-eval calls the processor
         tokens = processor(text=[prompt], images=[[image]], add_special_tokens=special, return_tensors="pt")

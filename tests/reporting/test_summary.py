@@ -26,13 +26,16 @@ from coincide.reporting.summary import (
 MANIFEST = pd.DataFrame({"sample_id": list("abcdefghi"), "source": ["charts"] * 7 + ["signs"] * 2})
 
 
-def results(folder, method, fraction, scores, higher=True):
+def results(folder, method, fraction, scores, higher=True, metrics=()):
+    metrics = dict(metrics)
     path = folder / f"target/{method}/{fraction}/0/group/results.json"
     path.parent.mkdir(parents=True)
-    metric = {"metric": "exact_match", "higher_is_better": higher}
+    names = {task: metrics.get(task, "exact_match") for task in scores}
     report = {
-        "results": {task: {"alias": task, "exact_match,none": score} for task, score in scores.items()},
-        "configs": {task: {"metric_list": [metric]} for task in scores},
+        "results": {task: {"alias": task, f"{names[task]},none": score} for task, score in scores.items()},
+        "configs": {
+            task: {"metric_list": [{"metric": name, "higher_is_better": higher}]} for task, name in names.items()
+        },
         "group_subtasks": {task: [] for task in scores} | {"all": list(scores)},
     }
     report["results"]["all"] = {"alias": "all"}
@@ -71,6 +74,24 @@ def test_tasks_that_the_full_data_model_did_not_learn_are_left_out_of_the_averag
         assert table.loc[("coincide", "average"), "relative_performance"] == pytest.approx(expected)
         assert table.loc[("coincide", "b"), "relative_performance"] == pytest.approx(3)
         assert table.loc[("coincide", "average"), "score"] == pytest.approx(0.375)
+
+
+def test_scores_of_different_metrics_are_not_averaged(tmp_path):
+    metrics = {"mme": "mme_perception_score"}
+    paths = [
+        results(tmp_path, "full", "1", {"a": 0.8, "mme": 1500.0}, metrics=metrics),
+        results(tmp_path, "coincide", "0.2", {"a": 0.6, "mme": 1200.0}, metrics=metrics),
+    ]
+    table = relative_performance(read_results(paths))
+    row = table.set_index(["method", "task"])
+    assert np.isnan(row.loc[("coincide", "average"), "score"])
+    assert row.loc[("coincide", "average"), "relative_performance"] == pytest.approx((0.75 + 0.8) / 2)
+    assert row.loc[("coincide", "mme"), "score"] == 1200
+    text = as_text(table, rejected_table([]), MANIFEST, {}, clusters="", report="r", failures=["Warning: no judge"])
+    assert "| coincide | 20.0% | 77.5% |\n" in text
+    assert "average score" not in text
+    assert "\nWarning: no judge\n" in text
+    assert "average" not in headline_table(table)
 
 
 def test_the_ratio_is_inverted_where_lower_is_better(tmp_path):

@@ -1,0 +1,24 @@
+"""The README's list of models is that of the replicas on which the whole workflow passed."""
+
+import json
+
+from model_list import README, TABLE, model_list, record_pass, with_list
+from replicas import REPLICAS
+
+
+def test_the_readme_lists_what_passed():
+    passed = json.loads(TABLE.read_text())
+    assert passed.keys() <= REPLICAS.keys()
+    families = {replica.name: replica.family for replica in REPLICAS.values()}
+    text = README.read_text()
+    assert with_list(text, model_list(passed, families)) == text, "run make models"
+    assert all(f"| {name} |" in text for name in passed)
+    assert not any(f"| {name} |" in text for name in REPLICAS.keys() - passed.keys())
+
+
+def test_a_pass_is_recorded(tmp_path):
+    record_pass(tmp_path / "table.json", "b", "2026-01-02")
+    record_pass(tmp_path / "table.json", "a", "2026-01-03")
+    passed = json.loads((tmp_path / "table.json").read_text())
+    assert list(passed.items()) == [("a", "2026-01-03"), ("b", "2026-01-02")]
+    assert "| a | llava | 2026-01-03 |" in model_list(passed, {"a": "llava", "b": "llava"})
