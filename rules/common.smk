@@ -88,9 +88,14 @@ def stage_output(stage, pattern, **values):
     return paths
 
 
-def unless_changed(path):
-    """The file without its modification time: the job has its digest as an input, too."""
-    return lambda wildcards: ancient(path(wildcards))
+def coreset_of_training(wildcards):
+    """The coreset.json of a training without its modification time: the training depends on `coreset_digest`, too.
+
+    Until the coreset is written, it is an input with a time, so that Snakemake plans the training.
+    """
+    coreset_digest(wildcards)
+    path = stage_output("coreset_json", "coresets/{method}/{fraction}/coreset.json")
+    return ancient(path(wildcards))
 
 
 def if_needed(artefact, paths):
