@@ -11,10 +11,14 @@ CONFIG ?=
 SNAKEMAKE = $(BIN)/snakemake --profile profiles/local $(if $(CONFIG),--configfile $(CONFIG))
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo status slurm-profile test test-slurm test-gpu lint schema envs lock clean
+.PHONY: demo check status slurm-profile test test-slurm test-gpu lint schema cluster-table envs lock clean
 
 demo: $(VENV)/ready
 	$(SNAKEMAKE)
+
+# the check before the first job: make check CONFIG=my.yaml
+check: $(VENV)/ready
+	$(SNAKEMAKE) --forcerun preflight -- check
 
 # progress of all runs under results/, or of one run: make status RUN=results/demo
 status:
@@ -52,6 +56,10 @@ schema: $(VENV)/ready
 	$(BIN)/python -c "from coincide.workflow.config import schema; print(schema(overlay=True), end='')" > config/overlay.schema.json
 	$(BIN)/python -c "from coincide.workflow.config_reference import reference; print(reference(), end='')" > config/README.md
 	$(BIN)/python -c "from pathlib import Path; from coincide.workflow.reruns import with_table; page = Path('docs/reruns.md'); page.write_text(with_table(page.read_text()))"
+
+# the tables of docs/cluster.md: what the jobs of the paper's recipes ask of a cluster
+cluster-table: $(VENV)/ready
+	$(BIN)/python -m coincide.workflow.demand_table docs/cluster.md
 
 # envs/*.yaml, from requirements.lock
 envs: $(VENV)/ready

@@ -12,6 +12,7 @@ from snakemake.common.configfile import load_configfile
 from snakemake.utils import min_version, update_config
 
 from coincide import methods
+from coincide.base.gpus import machine_gpus
 from coincide.base.errors import UserError
 from coincide.dataset.formats import expand_annotations, is_json
 from coincide.workflow.config import (
@@ -22,11 +23,19 @@ from coincide.workflow.config import (
 )
 from coincide.workflow.content import changed_dataset_text, dataset_content, kept_text
 from coincide.workflow.job import offer_package
+from coincide.workflow.job_resources import RESOURCES, JobResources
 from coincide.workflow.lock import hold_run
 from coincide.workflow.overlay import check_runs
 from coincide.workflow.plan import finish_plans, write_plans
+from coincide.workflow.recheck import repeat_checks
 from coincide.workflow.slurm import cancel_orphans
-from coincide.workflow.stages import CORESET, VERSIONS, Runs, section_settings
+from coincide.workflow.stages import (
+    CORESET,
+    PREFLIGHT,
+    VERSIONS,
+    Runs,
+    section_settings,
+)
 
 min_version("9.0")
 
@@ -84,6 +93,7 @@ rule all:
 
 
 include: "rules/demo.smk"
+include: "rules/preflight.smk"
 include: "rules/dataset.smk"
 include: "rules/extraction.smk"
 include: "rules/clustering.smk"
@@ -109,6 +119,10 @@ onstart:
                 f"cancelled the Slurm jobs that a killed run left behind ({name})",
                 file=sys.stderr,
             )
+    try:
+        repeat_stale_checks()
+    except UserError as error:
+        raise WorkflowError(str(error))
     write_plans(folders, *planned_jobs(), next(iter(log), ""))
     planned_results.update(
         (job.rule.name, str(job.output[0])) for job in training_jobs()

@@ -14,6 +14,7 @@ ROOT = HERE.parent
 # import name -> package, where the names differ; packages of GPU sites are installed by hand
 PACKAGES = {
     "PIL": ["pillow"],
+    "pydantic_core": ["pydantic"],
     "easy_vqa": ["easy-vqa"],
     "faiss": ["faiss-cpu"],
     "lmms_eval": ["lmms-eval", "decord"],  # its model registry imports decord

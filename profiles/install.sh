@@ -8,7 +8,7 @@ program=()
 for pair in "$@"; do
   name=${pair%%=*} value=${pair#*=}
   [[ $value =~ ^[A-Za-z0-9_.,-]*$ ]] || { echo "$name=$value: invalid value; use letters, digits and . _ - , only" >&2; exit 2; }
-  [ -z "$value" ] || program+=(-e "s/# \\([a-z_]*\\): $name  *# <--/\\1: $value/")
+  [ -z "$value" ] || program+=(-e "s/# \\(.*[^A-Z_]\\)$name\\(}*\\)  *# <--/\\1$value\\2/")
 done
 mkdir -p "$target"
 new=$(mktemp "$target/.config.yaml.XXXXXX")

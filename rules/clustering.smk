@@ -17,7 +17,9 @@ rule clusters:
         "../envs/selection.yaml"
     envmodules:
         *MODULES.selection,
-    threads: clustering_cores
+    threads: job_threads("clusters")
+    resources:
+        **job_needs("clusters"),
     params:
         **settings("clusters"),
     script:

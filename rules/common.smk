@@ -98,6 +98,35 @@ def coreset_of_training(wildcards):
     return ancient(path(wildcards))
 
 
+def checked(wildcards):
+    """The result of the check before the first job, which jobs on GPUs wait for."""
+    return ancient(f"{runs.folder(wildcards.run, PREFLIGHT)}/preflight.json")
+
+
+def reads_clip(run):
+    """Whether a method of a run reads CLIP scores."""
+    return any("clip_scores" in methods.needs(name) for name in runs.methods(run))
+
+
+def models_to_check(wildcards):
+    """The folders of all models that a run loads."""
+    sections = ["reference_model", "target_model"]
+    if reads_clip(wildcards.run):
+        sections.append("clip_model")
+    return [path for section in sections for path in model_files(section)(wildcards)]
+
+
+def repeat_stale_checks():
+    """Repeat the checks that jobs wait for, if what they depend on has changed."""
+    to_run = list(workflow.dag.needrun_jobs())
+    new = {str(path) for job in to_run for path in job.output}
+    reports = {job.input.preflight for job in to_run if "preflight" in job.input.keys()}
+    jobs = job_resources()
+    repeat_checks(
+        reports - new, runs.configs, local=jobs.local, overrides=profile_overrides()
+    )
+
+
 def if_needed(artefact, paths):
     """The files of an artefact if the method of the wildcards needs it, else none."""
     return lambda wildcards: (
@@ -233,7 +262,9 @@ def shared_benchmark_folders(run):
 
 def requested_texts():
     """The texts that this start wrote for the user to read."""
-    names = ("summary.md", "estimate.md", "comparison.md", "transfer_check.md")
+    names = ["summary.md", "estimate.md", "comparison.md", "transfer_check.md"]
+    if any(job.rule.name == "check" for job in workflow.dag.jobs):
+        names.append("preflight.md")
     return [
         path
         for job in workflow.dag.jobs
@@ -242,14 +273,45 @@ def requested_texts():
     ]
 
 
-def half_of_cores(wildcards):
-    """Half of the cores: two such jobs side by side are faster than one after the other."""
-    return max(1, (workflow.cores or 2) // 2)
+@cache
+def job_resources():
+    """Threads and resources of all jobs. Which executor runs them is known only after this file is read."""
+    # in a dry run, only the limit of submitted jobs tells; a job of a cluster is run by a local executor there
+    submits = workflow.non_local_exec or workflow.nodes is not None
+    local = not (submits or workflow.remote_exec)
+    # for the script of rule preflight: params would be a reason to rerun it
+    config[".jobs"] = {"local": local, "overrides": profile_overrides()}
+    if not local:
+        return JobResources(runs, local=False)
+    if "gpu" not in workflow.global_resources:
+        workflow.register_resource("gpu", len(machine_gpus()))
+    gpus = workflow.global_resources["gpu"].value
+    return JobResources(runs, local=True, cores=workflow.cores, gpus=gpus)
 
 
-def clustering_cores(wildcards):
-    """All cores; half with several runs, since a job that needs all cores waits until every other job is done."""
-    return 64 if len(runs.configs) == 1 else half_of_cores(wildcards)
+def job_threads(stage):
+    """Threads of a rule's jobs."""
+    return lambda wildcards: job_resources().threads(stage, wildcards)
+
+
+def job_needs(stage):
+    """GPUs, nodes, memory and time of a rule's jobs, as resources: name -> lookup."""
+
+    def resource(name):
+        return lambda wildcards, attempt: job_resources().resource(
+            stage, name, wildcards, attempt
+        )
+
+    return {name: resource(name) for name in RESOURCES}
+
+
+def profile_overrides():
+    """Resources that the profile sets in place of the rules': rule -> name -> value, as text."""
+    overrides = workflow.resource_settings._parsed_overwrite_resources
+    return {
+        name: {key: str(value.raw) for key, value in resources.items()}
+        for name, resources in sorted(overrides.items())
+    }
 
 
 def builds_resources():

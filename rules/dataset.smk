@@ -17,7 +17,9 @@ rule manifest:
         "../envs/dataset.yaml"
     envmodules:
         *MODULES.dataset,
-    threads: half_of_cores
+    threads: job_threads("manifest")
+    resources:
+        **job_needs("manifest"),
     params:
         **settings("manifest"),
         content=lambda wildcards: compared_content(wildcards.run).version,

@@ -58,7 +58,9 @@ rule tiny_model:
         "../envs/training.yaml"
     envmodules:
         *MODULES.training,
-    threads: half_of_cores
+    threads: job_threads("tiny_model")
+    resources:
+        **job_needs("tiny_model"),
     params:
         version=VERSIONS["tiny_model"],
         model=lambda wildcards: ANY_RUN.tiny_models[wildcards.model].results_depend_on(

@@ -3,6 +3,7 @@
 
 rule evaluate_model:
     input:
+        preflight=checked,
         model=stage_output(
             "finetune_model", "models/{target}/{method}/{fraction}/{seed}"
         ),
@@ -23,7 +24,9 @@ rule evaluate_model:
         "../envs/evaluation.yaml"
     envmodules:
         *MODULES.evaluation,
-    threads: half_of_cores
+    threads: job_threads("evaluate_model")
+    resources:
+        **job_needs("evaluate_model"),
     params:
         **settings("evaluate_model"),
         tasks=lambda wildcards: runs.tasks(wildcards.run, wildcards.group),

@@ -3,6 +3,7 @@
 
 rule activations:
     input:
+        preflight=checked,
         shards=stage_output("shards", "shards"),
         images=image_folders,
         model=model_files("reference_model"),
@@ -20,7 +21,9 @@ rule activations:
         "../envs/extraction.yaml"
     envmodules:
         *MODULES.extraction,
-    threads: half_of_cores
+    threads: job_threads("activations")
+    resources:
+        **job_needs("activations"),
     params:
         **settings("activations"),
     script:
@@ -63,6 +66,7 @@ rule merge:
 
 rule clip_scores:
     input:
+        preflight=checked,
         shards=stage_output("shards", "shards"),
         images=image_folders,
         model=model_files("clip_model"),
@@ -77,7 +81,9 @@ rule clip_scores:
         "../envs/extraction.yaml"
     envmodules:
         *MODULES.extraction,
-    threads: half_of_cores
+    threads: job_threads("clip_scores")
+    resources:
+        **job_needs("clip_scores"),
     params:
         **settings("clip_scores"),
     script:

@@ -30,7 +30,9 @@ rule method_coreset:
         "../envs/selection.yaml"
     envmodules:
         *MODULES.selection,
-    threads: half_of_cores
+    threads: job_threads("method_coreset")
+    resources:
+        **job_needs("method_coreset"),
     params:
         **settings("method_coreset"),
         method_settings=lambda wildcards: runs.method_settings(

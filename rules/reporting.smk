@@ -83,6 +83,7 @@ rule figures:
 
 rule write_report:
     input:
+        preflight=checked,
         summary="results/{run}/summary.parquet",
         rejected=stage_output("merge", "rejected.parquet"),
         manifest=stage_output("merge", "manifest.parquet"),

@@ -17,7 +17,9 @@ rule transferability:
         "../envs/selection.yaml"
     envmodules:
         *MODULES.selection,
-    threads: half_of_cores
+    threads: job_threads("transferability")
+    resources:
+        **job_needs("transferability"),
     params:
         **settings("transferability"),
     script:
@@ -39,7 +41,9 @@ rule density:
         "../envs/selection.yaml"
     envmodules:
         *MODULES.selection,
-    threads: half_of_cores
+    threads: job_threads("density")
+    resources:
+        **job_needs("density"),
     params:
         **settings("density"),
     script:
@@ -133,7 +137,9 @@ rule picks:
         "../envs/selection.yaml"
     envmodules:
         *MODULES.selection,
-    threads: half_of_cores
+    threads: job_threads("picks")
+    resources:
+        **job_needs("picks"),
     params:
         **settings("picks"),
     script:
@@ -203,6 +209,8 @@ checkpoint coreset_json:
         "../envs/selection.yaml"
     envmodules:
         *MODULES.selection,
+    resources:
+        **job_needs("coreset_json"),
     params:
         **settings("coreset_json"),
     script:

@@ -37,6 +37,7 @@ rule comparison:
 # The premise of the method, measured: finetune on one cluster, evaluate on the others
 rule check_transfer:
     input:
+        preflight=checked,
         activations=stage_output("merge", "activations.parquet"),
         clusters=stage_output("clusters", "clusters.parquet"),
         centroids=stage_output("clusters", "centroids.parquet"),
@@ -56,7 +57,9 @@ rule check_transfer:
         "../envs/training.yaml"
     envmodules:
         *MODULES.training,
-    threads: 64
+    threads: job_threads("check_transfer")
+    resources:
+        **job_needs("check_transfer"),
     params:
         **settings("check_transfer"),
     script:

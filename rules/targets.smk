@@ -1,16 +1,23 @@
-# The targets that people ask for: snakemake … estimate | select | finetune | evaluate | report | comparison |
+# The targets that people ask for: snakemake … check | estimate | select | finetune | evaluate | report | comparison |
 # transfer_check. Where a target has the word of a stage, the rule that does the work is a verb with its object:
 # finetune is every finetune_model.
 
 
 localrules:
     all,
+    check,
+    preflight,
     estimate,
     select,
     finetune,
     evaluate,
     report,
     transfer_check,
+
+
+rule check:
+    input:
+        sorted({f"{runs.folder(run, PREFLIGHT)}/preflight.json" for run in runs}),
 
 
 rule estimate:
@@ -48,6 +55,7 @@ rule transfer_check:
 # What a run will cost, measured before it starts
 rule estimate_cost:
     input:
+        preflight=checked,
         manifest=stage_output("manifest", "samples/manifest.parquet"),
         annotations=annotation_files,
         images=image_folders,
@@ -64,7 +72,9 @@ rule estimate_cost:
         "../envs/evaluation.yaml"
     envmodules:
         *MODULES.evaluation,
-    threads: half_of_cores
+    threads: job_threads("estimate_cost")
+    resources:
+        **job_needs("estimate_cost"),
     params:
         **settings("estimate_cost"),
         samples=256,

@@ -3,6 +3,7 @@
 
 rule finetune_model:
     input:
+        preflight=checked,
         coreset=coreset_of_training,
         digest=coreset_digest,
         images=image_folders,
@@ -17,7 +18,9 @@ rule finetune_model:
         "../envs/training.yaml"
     envmodules:
         *MODULES.training,
-    threads: half_of_cores
+    threads: job_threads("finetune_model")
+    resources:
+        **job_needs("finetune_model"),
     params:
         **settings("finetune_model"),
         checkpoints="results/{run}/checkpoints",
@@ -27,6 +30,7 @@ rule finetune_model:
 
 rule difficulty:
     input:
+        preflight=checked,
         manifest=stage_output("merge", "manifest.parquet"),
         records=full_coreset("coreset.json"),
         clip_scores=stage_output(
@@ -45,7 +49,9 @@ rule difficulty:
         "../envs/training.yaml"
     envmodules:
         *MODULES.training,
-    threads: half_of_cores
+    threads: job_threads("difficulty")
+    resources:
+        **job_needs("difficulty"),
     params:
         **settings("difficulty"),
         checkpoints="results/{run}/checkpoints/difficulty",

@@ -12,7 +12,7 @@ import shutil
 import pandas as pd
 
 from coincide.base.tables import read_clip_embeddings, write_table
-from coincide.dataset.formats import read_records
+from coincide.dataset.formats import iterate_records
 from coincide.training.difficulty import measure_difficulty
 
 # records of a coreset are in the order of the dataset
@@ -20,7 +20,7 @@ manifest = pd.read_parquet(snakemake.input.manifest, columns=["sample_id", "posi
 sample_ids = manifest.sort_values("position")["sample_id"].to_numpy()
 table = measure_difficulty(
     config.target_model,
-    read_records(snakemake.input.records),
+    iterate_records(snakemake.input.records),
     sample_ids,
     read_clip_embeddings(snakemake.input.clip_scores, sample_ids),
     config.dataset.image_folders,

@@ -10,14 +10,14 @@ from coincide.workflow.job import start
 
 config = start(snakemake)
 
-from coincide.dataset.formats import read_records
+from coincide.dataset.formats import iterate_records
 from coincide.training.finetune import finetune
 
 names = snakemake.wildcards
 of_other_labels = Path(snakemake.output[0]).parents[3].glob(f"*/{names.method}/{names.fraction}/{names.seed}")
 finetune(
     config.target_model.checkpoint,
-    read_records(snakemake.input.coreset),
+    iterate_records(snakemake.input.coreset),
     config.dataset.image_folders,
     config.target_model.training,
     seed=int(names.seed),

@@ -232,8 +232,8 @@ class Training(Section):
     freeze: list[Literal["vision_tower", "projector", "language_model"]] = setting(
         [], "parts of the model that are not trained, without lora; LLaVA's finetuning freezes the vision tower"
     )
-    processes: Count = setting(1, "processes per node, one per GPU", operational=True)
-    nodes: Count = setting(1, "nodes of the Slurm job", operational=True)
+    processes: Count = setting(1, "processes per node, one per GPU; jobs ask for as many GPUs", operational=True)
+    nodes: Count = setting(1, "nodes of the Slurm job; it asks for processes × nodes GPUs", operational=True)
     sharding: Literal["none", "fsdp"] = setting("none", "none: a full model on every GPU; fsdp: sharded over the GPUs")
 
     @model_validator(mode="after")
@@ -363,6 +363,7 @@ class Clustering(Section):
     backend: Literal["auto", "memory", "stream", "faiss", "torch", "cuml"] = setting(
         "auto", "auto: cuml or torch on GPUs; on a CPU memory, or stream when the rows exceed 8 GiB"
     )
+    gpus: Count = setting(1, "GPUs of the job with backend torch or cuml", operational=True)
     fit_rows: Count | None = setting(
         None, "fit on a random sample of this many rows, then assign all; null: fit on all"
     )
@@ -481,6 +482,14 @@ class TransferCheck(Section):
     seed: Size = setting(0, "seed of the draws and of the training")
 
 
+class Node(Section):
+    """What a node of the cluster has, where the check before the first job (preflight) cannot see it."""
+
+    gpus: Count | None = setting(None, "GPUs; null: those of this machine, or what Slurm tells", operational=True)
+    gpu_memory: Positive | None = setting(None, "GiB of each GPU; null: of this machine's", operational=True)
+    memory: Positive | None = setting(None, "GiB of host memory; null: of this machine", operational=True)
+
+
 class Modules(Section):
     """Environment modules that the stages load, with Snakemake's option `--sdm env-modules`."""
 
@@ -528,6 +537,7 @@ class Config(Section):
         {}, "models that the workflow builds itself, for names under resources/models/"
     )
     modules: Modules = Modules()
+    node: Node = Node()
 
     @model_validator(mode="after")
     def _no_duplicates(self):

@@ -42,6 +42,7 @@ __all__ = [
     "dataset_files",
     "expand_annotations",
     "is_json",
+    "iterate_records",
     "open_dataset",
     "read_records",
     "to_llava",
@@ -215,6 +216,11 @@ def coreset_records(dataset: DatasetFormat, positions: Positions) -> Iterable[An
     return records if dataset.is_json else map(to_llava, records)
 
 
+def iterate_records(path: str | Path) -> Iterator[Any]:
+    """The records of a dataset one at a time, converted to LLaVA's."""
+    return iter(open_dataset(path))
+
+
 def read_records(path: str | Path) -> list[Any]:
     """Read all records of a dataset into memory, converted to LLaVA's."""
-    return list(open_dataset(path))
+    return list(iterate_records(path))

@@ -27,6 +27,7 @@ from coincide.dataset.samples import Reason, RejectedSample, Sample
 from coincide.dataset.shards import read_shard
 from coincide.extraction.encoding import (
     Encoded,
+    encoded_bytes,
     encoded_groups,
     group_by_images,
     loader_workers,
@@ -40,6 +41,7 @@ from coincide.models.loading import weights_digest
 
 log = logging.getLogger(__name__)
 
+WINDOW_BYTES = 2**30  # encoded samples of a window that are held at once
 WINDOW = 512  # samples that are batched by length together and written together: a killed job loses at most these
 
 
@@ -174,16 +176,13 @@ def _extract_window(
     progress: Progress,
 ) -> tuple[list[Sample], NDArray[np.float32], list[RejectedSample]]:
     """Read the samples of a window: (kept samples, (n, columns) matrix of their vectors, rejected samples)."""
-    rows, rejected = [], []
-    for group in groups:
-        rejected += [result for result in group if isinstance(result, RejectedSample)]
-        rows += extractor.rows([result for result in group if isinstance(result, Encoded)])
+    rejected: list[RejectedSample] = []
+    vectors: dict[int, NDArray[np.float32]] = {}
+    for part in _parts(groups):
+        rejected += [result for group in part for result in group if isinstance(result, RejectedSample)]
+        _read_part(extractor, part, vectors, progress)
+        part.clear()  # before the next one is encoded
     progress.update(len(rejected))
-    vectors = {}
-    for batch in batches(rows, extractor.batch_tokens):
-        for sample, vector in extractor.run(batch):
-            vectors[sample.dataset_row] = vector
-        progress.update(sum(len(row.encoded) for row in batch))
     kept = []
     for sample in samples:
         if sample.dataset_row not in vectors:
@@ -195,6 +194,30 @@ def _extract_window(
             rejected.append(reject(sample, Reason.NON_FINITE_ACTIVATION, detail))
     matrix = np.array([vectors[sample.dataset_row] for sample in kept]).reshape(len(kept), extractor.columns)
     return kept, matrix, rejected
+
+
+def _read_part(extractor, part, vectors, progress):
+    """Add the vectors of the encoded samples of a part of a window to a dict of dataset row -> vector."""
+    rows = [
+        row for group in part for row in extractor.rows([result for result in group if isinstance(result, Encoded)])
+    ]
+    for batch in batches(rows, extractor.batch_tokens):
+        for sample, vector in extractor.run(batch):
+            vectors[sample.dataset_row] = vector
+        progress.update(sum(len(row.encoded) for row in batch))
+
+
+def _parts(groups: Iterable[list[Encoded | RejectedSample]]) -> Iterator[list[list[Encoded | RejectedSample]]]:
+    """Divide the groups of a window into parts of about WINDOW_BYTES, which depend on the samples only."""
+    part, size = [], 0
+    for group in groups:
+        part.append(group)
+        size += encoded_bytes(group)
+        if size >= WINDOW_BYTES:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
 
 
 def _ids(samples):

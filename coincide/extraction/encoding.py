@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import ctypes
 import os
-import signal
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.sharedctypes import RawArray
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 
 from coincide.base.errors import UserError
+from coincide.base.processes import end_with_parent
 from coincide.dataset.conversation import SYSTEM
 from coincide.dataset.images import ImageError, ImageFolders, image_names, open_image
 from coincide.dataset.samples import Reason, RejectedSample, Sample
@@ -32,8 +34,9 @@ from coincide.models.chat import (
     render,
 )
 
-PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 GROUPS_AHEAD = 512  # groups encoded ahead of the model, over all workers
+BYTES_AHEAD = 2**30  # bytes encoded ahead of the model, over all workers; each may hold one more group
+BUDGET_POLL = 0.005  # seconds
 MAX_WORKERS = 16
 
 
@@ -197,24 +200,73 @@ class Encoder:
         return encoded
 
 
+def encoded_bytes(group: Iterable[Encoded | RejectedSample]) -> int:
+    """Bytes of the arrays of encoded samples; arrays that samples share count once."""
+    arrays: dict[int, NDArray] = {}
+    for sample in group:
+        if isinstance(sample, Encoded):
+            masks = (sample.masks.visual, sample.masks.text, sample.masks.answer)
+            own = (sample.ids, *masks, *sample.token_inputs.values(), *sample.image_inputs.values())
+            arrays |= {id(array): array for array in own}
+    return sum(array.nbytes for array in arrays.values())
+
+
+class _Budget:
+    """Limits the bytes of encoded groups that workers hold ahead of the model.
+
+    The counters are shared with forked workers. Each has one writer, so that a worker that is killed leaves no lock.
+
+    Args:
+        limit: bytes.
+        workers: number of processes.
+    """
+
+    def __init__(self, limit, workers):
+        self.limit = limit
+        self.encoded = RawArray(ctypes.c_int64, max(1, workers))  # bytes, per worker
+        self.taken = RawArray(ctypes.c_int64, 2)  # bytes and number of the groups that the model has taken
+
+    @property
+    def ahead(self):
+        """Bytes that are encoded and not taken."""
+        return sum(self.encoded) - self.taken[0]
+
+    def wait(self, worker, index, size):
+        """Wait in a worker until its group fits. The group that the model takes next always does."""
+        while index > self.taken[1] and self.ahead + size > self.limit:
+            time.sleep(BUDGET_POLL)
+        self.encoded[worker] += size
+
+    def take(self, size):
+        self.taken[0] += size
+        self.taken[1] += 1
+
+
 class _Groups(torch.utils.data.Dataset):
-    def __init__(self, groups, encoder):
-        self.groups, self.encoder = groups, encoder
+    def __init__(self, groups, encoder, budget):
+        self.groups, self.encoder, self.budget = groups, encoder, budget
 
     def __len__(self):
         return len(self.groups)
 
     def __getitem__(self, index):
         try:
-            return self.encoder(self.groups[index])
+            group = self.encoder(self.groups[index])
         except UserError as error:
             return error  # raised in a worker, it would arrive with a traceback in its message
+        worker = get_worker_info()
+        if worker:
+            self.budget.wait(worker.id, index, encoded_bytes(group))
+        return group
 
 
-def _raise_user_error(result):
-    if isinstance(result, UserError):
-        raise result
-    return result
+def _take(results, budget):
+    """Yield the results of a loader, and tell its workers."""
+    for result in results:
+        if isinstance(result, UserError):
+            raise result
+        budget.take(encoded_bytes(result))
+        yield result
 
 
 def _unchanged(result):
@@ -223,7 +275,7 @@ def _unchanged(result):
 
 def _end_with_parent(worker):
     # torch's check of the parent is not enough: a worker that writes to a full pipe would wait forever
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()
 
 
 def encoded_groups(
@@ -239,8 +291,9 @@ def encoded_groups(
     Raises:
         Exception: see `Encoder`.
     """
+    budget = _Budget(BYTES_AHEAD, workers)
     loader = DataLoader(
-        _Groups(groups, encoder),
+        _Groups(groups, encoder, budget),
         batch_size=None,
         collate_fn=_unchanged,
         num_workers=workers,
@@ -248,7 +301,7 @@ def encoded_groups(
         multiprocessing_context="fork" if workers else None,
         worker_init_fn=_end_with_parent,
     )
-    return map(_raise_user_error, loader)
+    return _take(loader, budget)
 
 
 def loader_workers(device: str) -> int:

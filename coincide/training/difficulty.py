@@ -6,7 +6,7 @@ up with small weights: difficulty is the negative score.
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +16,14 @@ from safetensors.torch import load_file
 from coincide.base.files import replacing
 from coincide.base.sections import TargetModel
 from coincide.dataset.images import ImageFolders
+from coincide.dataset.record_table import write_record_table
 from coincide.training.finetune import finetune
 from coincide.training.trainers import SCORING_NETWORK
 
 
 def measure_difficulty(
     target: TargetModel,
-    records: Sequence[dict],
+    records: Iterable[dict],
     sample_ids: Sequence[str],
     embeddings: np.ndarray,
     images: ImageFolders,
@@ -47,17 +48,17 @@ def measure_difficulty(
     Raises:
         ValueError: records, sample_ids and embeddings differ in number.
     """
-    if not len(records) == len(sample_ids) == len(embeddings):
-        raise ValueError(f"{len(records)} records, {len(sample_ids)} sample ids, {len(embeddings)} embeddings")
     checkpoints = Path(checkpoints)
-    checkpoints.mkdir(parents=True, exist_ok=True)
+    table = write_record_table(records, checkpoints / "all_records.arrow")
+    if not len(table) == len(sample_ids) == len(embeddings):
+        raise ValueError(f"{len(table)} records, {len(sample_ids)} sample ids, {len(embeddings)} embeddings")
     features = checkpoints / "features.npy"
     with replacing(features) as temporary, open(temporary, "wb") as file:
         np.save(file, np.ascontiguousarray(embeddings), allow_pickle=False)
     trained = checkpoints / "trained"
     finetune(
         target.checkpoint,
-        records,
+        table,
         images,
         target.training,
         seed=seed,
@@ -66,6 +67,7 @@ def measure_difficulty(
         features=features,
         version=version,
     )
+    table.path.unlink()
     weight = load_file(trained / SCORING_NETWORK)["weight"].numpy()[0].astype(np.float64)
     shutil.rmtree(trained)
     return pd.DataFrame({"sample_id": sample_ids, "difficulty": -(np.asarray(embeddings, np.float64) @ weight)})

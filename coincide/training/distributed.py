@@ -2,12 +2,15 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from coincide.base.errors import UserError
+from coincide.base.processes import end_with_parent
 
 TERMINATION_TIMEOUT = 30  # seconds that the processes have to end when their job is terminated
 
@@ -38,7 +41,9 @@ def launch(
     arguments_file = Path(arguments_file)
     arguments_file.parent.mkdir(parents=True, exist_ok=True)
     arguments_file.write_text(json.dumps(arguments))
-    with subprocess.Popen(command, env=environment) as group:
+    # SIGTERM: torch's agent ends its processes, which would otherwise keep their GPUs after SIGKILL of this process.
+    ends = partial(end_with_parent, signal.SIGTERM)
+    with subprocess.Popen(command, env=environment, preexec_fn=ends) as group:
         try:
             code = group.wait()
         except BaseException:

@@ -22,6 +22,7 @@ from coincide.base.files import link_or_copy, replacing
 from coincide.base.progress import Progress
 from coincide.base.sections import Checkpoint, Training
 from coincide.dataset.images import ImageFolders
+from coincide.dataset.record_table import RecordTable, records_digest, write_record_table
 from coincide.models.loading import checkpoint_digest, load_model
 from coincide.training.adaptation import freeze, with_lora
 from coincide.training.collator import Collator
@@ -31,6 +32,7 @@ from coincide.training.trainers import ProjectorTrainer, ScoringTrainer
 
 log = logging.getLogger(__name__)
 
+RECORDS = "records.arrow"  # file in the folder of checkpoints
 FINGERPRINT = "fingerprint.txt"  # written next to the weights: what determined the training
 
 
@@ -40,7 +42,7 @@ class DeviceError(UserError):
 
 def finetune(
     checkpoint: Checkpoint | str | Path,
-    records: Sequence[dict],
+    records: Iterable[dict],
     images: ImageFolders,
     training: Training,
     *,
@@ -62,7 +64,8 @@ def finetune(
 
     Args:
         checkpoint: Checkpoint, hub name or folder of the model to start from.
-        records: n LLaVA records (id, image, conversations).
+        records: n LLaVA records (id, image, conversations); they are written to a file that all processes map into
+            memory.
         images: folder that image names are relative to.
         training: Training section of the config.
         seed: of data order and dropout.
@@ -86,16 +89,25 @@ def finetune(
         )
     if training.nodes > 1:
         slurm_job()  # an error at once if there is none
-    fingerprint = _fingerprint(checkpoint, records, training, seed, features, version)
-    if _reuse(reusable, fingerprint, output):
-        return
+    table = records if isinstance(records, RecordTable) else write_record_table(records, Path(checkpoints) / RECORDS)
+    try:
+        fingerprint = _fingerprint(checkpoint, table, training, seed, features, version)
+        if not _reuse(reusable, fingerprint, output):
+            _start(checkpoint, table, images, training, seed, output, checkpoints, features, fingerprint)
+    finally:
+        if table is not records:
+            table.path.unlink(missing_ok=True)
+
+
+def _start(checkpoint, records, images, training, seed, output, checkpoints, features, fingerprint):
+    """Train in this process, or in several processes; arguments as in `finetune`."""
     if training.processes * training.nodes == 1:
         train(checkpoint, records, images, training, seed, output, checkpoints, features, fingerprint)
         return
     # Arguments of `train` as JSON; `coincide.training.worker` reads them in every process.
     arguments = {
         "checkpoint": asdict(checkpoint),
-        "records": records,
+        "records": str(records.path.resolve()),
         "images": str(images) if isinstance(images, str | Path) else list(map(str, images)),
         "training": training.model_dump(),
         "seed": seed,
@@ -259,13 +271,17 @@ def _fingerprint(checkpoint, records, training, seed, features=None, version=1):
     That is the content of the model and of the records (images by name), and the settings that change results.
     """
     settings = training.results_depend_on("finetune_model")
-    content = [version, checkpoint_digest(checkpoint), checkpoint.chat_template, settings, seed]
+    content = [
+        version,
+        checkpoint_digest(checkpoint),
+        checkpoint.chat_template,
+        settings,
+        seed,
+        records_digest(records),
+    ]
     if features:
         content.append(hashlib.sha256(Path(features).read_bytes()).hexdigest())
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
-    for record in records:
-        digest.update(json.dumps(record, sort_keys=True).encode() + b"\0")
-    return digest.hexdigest()[:16]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class _ProgressLines(TrainerCallback):

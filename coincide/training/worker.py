@@ -12,6 +12,7 @@ import torch
 
 from coincide.base.errors import UserError
 from coincide.base.sections import Checkpoint, Training
+from coincide.dataset.record_table import RecordTable
 from coincide.training.distributed import read_arguments
 from coincide.training.finetune import train
 
@@ -22,6 +23,7 @@ def main(arguments_file: str) -> None:
     arguments = read_arguments(arguments_file)
     arguments["checkpoint"] = Checkpoint(**arguments["checkpoint"])
     arguments["training"] = Training(**arguments["training"])
+    arguments["records"] = RecordTable(arguments["records"])
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     try:

@@ -51,7 +51,7 @@ def check_config(values: dict[str, Any], *, files: bool = True) -> Config:
         config = Config.model_validate(values)
     except ValidationError as error:
         raise ConfigError(list(dict.fromkeys(problem_line(e, Config) for e in error.errors()))) from None
-    problems = [*_method_problems(config)]
+    problems = [*_method_problems(config), *_fraction_problems(config)]
     if files and not problems:
         problems = [*_path_problems(config), *_layer_problems(config), *_size_problems(config)]
     if problems:
@@ -124,6 +124,18 @@ def _method_problems(config: Config) -> Iterator[str]:
             needs_metrics = name in selected and "sample_metrics" in methods.needs(name)
             if needs_metrics and not config.reference_model.sample_metrics:
                 yield f"selection.methods: {name} needs per-sample metrics; set reference_model.sample_metrics: true"
+
+
+def _fraction_problems(config: Config) -> Iterator[str]:
+    """Fractions are in the paths of results."""
+    by_path: dict[str, float] = {}
+    for fraction in config.selection.fractions:
+        other = by_path.setdefault(f"{fraction:g}", fraction)
+        if other != fraction:
+            yield (
+                f"selection.fractions: {other!r} and {fraction!r} would both be written to …/{fraction:g}/; remove "
+                "one, or make them differ within six digits"
+            )
 
 
 def _path_problems(config: Config) -> Iterator[str]:
@@ -199,7 +211,7 @@ def _layer_problems(config: Config) -> Iterator[str]:
 
 
 def _size_problems(config: Config) -> Iterator[str]:
-    n = _count_samples(config)
+    n = count_samples(config)
     if not n:
         return
     if config.clustering.k > n:
@@ -212,7 +224,7 @@ def _size_problems(config: Config) -> Iterator[str]:
             yield f"selection.fractions: {fraction} of {n} samples keeps none; at least {1 / n:.2g} keeps one"
 
 
-def _count_samples(config):
+def count_samples(config: Config) -> int | None:
     """Number of samples, an upper bound for JSON; None if they cannot be counted quickly."""
     annotations = config.dataset.annotations
     if annotations == f"{MINI_MIX}/train.json":

@@ -23,6 +23,9 @@ from coincide.extraction.encoding import Encoded, group_by_images, loader_worker
 from coincide.extraction.extractor import open_extractor
 from coincide.extraction.features import decoder_layers
 from coincide.extraction.packing import batches
+from coincide.models.empty import build_empty
+from coincide.models.families import FamilyError
+from coincide.workflow.job_resources import training_operations
 
 log = logging.getLogger(__name__)
 
@@ -214,13 +217,8 @@ def estimate(
 
 
 def _training_operations(training, parameters, sample_tokens):
-    """Operations to train on a sample, over all epochs.
-
-    Per parameter and token: 2 for the forward pass, 2 for the gradients of activations, 2 for the gradients of weights
-    (without LoRA), and 2 for the second forward pass of gradient checkpointing.
-    """
-    per_token = 2 + 2 + 2 * (training.lora is None) + 2 * training.gradient_checkpointing
-    return per_token * parameters * training.epochs * sample_tokens
+    """Operations to train on a sample, over all epochs."""
+    return training_operations(training) * parameters * training.epochs * sample_tokens
 
 
 def _cost(stage, jobs, seconds, size=0.0):
@@ -268,17 +266,10 @@ def _duration(hours):
 
 def count_parameters(checkpoint: Checkpoint | str | Path) -> float:
     """Number of parameters of a model, from its config; NaN if the config cannot be loaded."""
-    from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForImageTextToText
-
     checkpoint = Checkpoint.of(checkpoint)
     try:
-        config = AutoConfig.from_pretrained(
-            checkpoint.name, revision=checkpoint.revision, trust_remote_code=checkpoint.trust_remote_code
-        )
-        with init_empty_weights():
-            model = AutoModelForImageTextToText.from_config(config, trust_remote_code=checkpoint.trust_remote_code)
-    except (OSError, ValueError) as error:
+        model = build_empty(checkpoint)
+    except (OSError, ValueError, FamilyError) as error:
         log.warning("unknown number of parameters of %s: %s", checkpoint.name, error)
         return UNKNOWN
     return sum(p.numel() for p in model.parameters())

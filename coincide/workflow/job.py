@@ -1,4 +1,4 @@
-"""Preparation of a job: its log, its number of threads, and its end when the workflow that started it is gone."""
+"""Preparation of a job: its log, its threads, its GPUs, and its end when the workflow that started it is gone."""
 
 import atexit
 import contextlib
@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ import psutil
 
 from coincide.base.errors import UserError
 from coincide.base.files import WORKFLOW_FOLDER
+from coincide.workflow.gpu_lease import lease_gpus
 
 if TYPE_CHECKING:
     from coincide.base.sections import Config
@@ -42,20 +44,51 @@ def start(snakemake: Any) -> "Config":
     Args:
         snakemake: the object that Snakemake defines in a script.
     """
-    prepare(snakemake.log[0], snakemake.threads)
+    resources = snakemake.resources
+    prepare(snakemake.log[0], snakemake.threads, gpus=resources.get("gpu", 0) // resources.get("nodes", 1))
     from coincide.base.sections import Config
 
     # a job without the wildcard `run` builds resources that all runs share
     run = snakemake.wildcards.get("run", next(iter(snakemake.config)))
-    return Config.model_validate(snakemake.config[run])
+    config = Config.model_validate(snakemake.config[run])
+    if checked := snakemake.input.get("preflight"):
+        pin_revisions(config, checked)
+    return config
 
 
-def prepare(log: str | Path, threads: int) -> None:
-    """Prepare a job: redirect its output to its log, limit its threads, and end it when its workflow is gone.
+def pin_revisions(config: "Config", preflight: str | Path) -> None:
+    """Set the revision of every model to the commit that the check before the first job resolved.
+
+    Args:
+        config: changed in place.
+        preflight: preflight.json of the run.
+    """
+    set_revisions(config, json.loads(Path(preflight).read_text())["models"])
+
+
+def set_revisions(config: "Config", models: Mapping[str, Mapping[str, Any]]) -> None:
+    """Set the revisions of models.
+
+    Args:
+        config: changed in place.
+        models: section -> name and revision; sections with another name are left as they are.
+    """
+    for section, facts in models.items():
+        model = getattr(config, section)
+        if facts["revision"] and facts["name"] == model.name:
+            model.revision = facts["revision"]
+
+
+def prepare(log: str | Path, threads: int, gpus: int | None = None) -> None:
+    """Prepare a job: redirect its output to its log, limit its threads, lease its GPUs, and end it with its workflow.
 
     Args:
         log: file that receives all output of the job and of the programs that it starts.
         threads: for numerical libraries.
+        gpus: number of GPUs on this machine; 0: the job sees none; None: those that are visible, without a lease.
+
+    Raises:
+        LeaseError: the machine has fewer GPUs.
     """
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "COINCIDE_THREADS"):
         os.environ[name] = str(threads)
@@ -64,7 +97,11 @@ def prepare(log: str | Path, threads: int) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.captureWarnings(True)
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    _AttemptRecorder(Path(log)).begin()
+    if gpus == 0:
+        lease_gpus(0)
+    _AttemptRecorder(Path(log), gpus or _count_gpus()).begin()
+    if gpus:
+        lease_gpus(gpus)  # may wait; the attempt has begun, so that the job ends with its workflow meanwhile
 
 
 def _redirect_output(log):
@@ -82,8 +119,8 @@ class _AttemptRecorder:
     Until the attempt succeeds, a hard link keeps the log, because Snakemake deletes the log before it retries.
     """
 
-    def __init__(self, log):
-        self.log, self.started, self.state = log, time.time(), "done"
+    def __init__(self, log, gpus):
+        self.log, self.gpus, self.started, self.state = log, gpus, time.time(), "done"
         self.hard_link = log.with_name(f".{log.name}.{self.started * 1e6:.0f}")
 
     def begin(self):
@@ -96,7 +133,7 @@ class _AttemptRecorder:
                 "host": os.uname().nodename,
                 "pid": os.getpid(),
                 "slurm": _slurm_job(),
-                "gpus": _count_gpus(),
+                "gpus": self.gpus,
             },
         )
         atexit.register(self.end)

@@ -40,7 +40,7 @@ def check_runs(
     for i, settings in enumerate(values["runs"]):
         try:
             run = Run.model_validate(settings)
-            merged = {"replicate": i, **_overlaid(common, settings)}
+            merged = {"replicate": i, **overlaid(common, settings)}
             config = check_config(merged, files=files)
         except ValidationError as error:
             problems += [f"runs[{i}].{problem_line(e, Run)}" for e in error.errors()]
@@ -72,7 +72,7 @@ def _replicates(values: dict[str, Any], config: Config, variant: str) -> Iterato
             "selection": {"seed": seed},
             "target_model": {"seeds": [seed]},
         }
-        yield run, _overlaid(values, settings)
+        yield run, overlaid(values, settings)
 
 
 def _without_inherited_images(values, settings):
@@ -88,10 +88,10 @@ def _without_inherited_images(values, settings):
     return {**values, "dataset": {key: value for key, value in values["dataset"].items() if key != "images"}}
 
 
-def _overlaid(values, settings):
+def overlaid(values: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     """Values with settings merged into them, mappings recursively; the arguments are not changed."""
     merged = dict(_without_inherited_images(values, settings))
     for key, value in settings.items():
         mergeable = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _overlaid(merged[key], value) if mergeable else value
+        merged[key] = overlaid(merged[key], value) if mergeable else value
     return merged

@@ -12,6 +12,7 @@ from coincide import methods
 from coincide.base.sections import Config, Section
 
 CORESET = "coreset"  # placeholder for the stage that writes the coreset of the method (`coreset_stage`)
+PREFLIGHT = "preflight"  # the check before the first job, on whose results no results depend
 # stage -> stages whose results it reads
 STAGES: dict[str, tuple[str, ...]] = {
     "manifest": (),
@@ -82,6 +83,26 @@ def section_settings(config: Config, stage: str) -> dict[str, dict[str, Any]]:
     return {name: values for name, values in settings.items() if values}
 
 
+def preflight_settings(config: Config) -> dict[str, Any]:
+    """What the check before the first job depends on: dict of section -> field -> value.
+
+    It has no samples, clusters or seeds, and of the operational settings only those that decide whether a job fits.
+    """
+    sections = {
+        "dataset": ("annotations", "images"),
+        "reference_model": ("name", "revision", "layers", "dtype", "max_tokens", "trust_remote_code", "chat_template"),
+        "target_model": ("name", "revision", "trust_remote_code", "chat_template", "training"),
+        "evaluation": ("groups", "include_path", "backend", "python", "dtype"),
+        "node": ("gpus", "gpu_memory", "memory"),
+    }
+    if any("clip_scores" in methods.needs(name) for name in config.selection.methods):
+        sections["clip_model"] = ("name", "revision")
+    values = {name: getattr(config, name).model_dump(include=set(fields)) for name, fields in sections.items()}
+    for name in ("save_every", "device", "loader_workers"):
+        values["target_model"]["training"].pop(name)
+    return values
+
+
 class Runs:
     """The runs of a config.
 
@@ -121,7 +142,7 @@ class Runs:
 
         Args:
             run: name of a run.
-            stage: one of STAGES, or CORESET.
+            stage: one of STAGES, CORESET, or PREFLIGHT.
             method: method of the coreset, for stages that have one job per method.
             group: group of evaluation tasks, for evaluate_model.
         """
@@ -154,6 +175,8 @@ class Runs:
         """Everything that the results of a stage depend on, as values that can be compared."""
         stage = coreset_stage(method) if stage == CORESET else stage
         config = self.configs[run]
+        if stage == PREFLIGHT:
+            return preflight_settings(config)
         values = [section_settings(config, stage)]
         if stage == "manifest":
             values += [getattr(config.dataset, name) for name in config.dataset.paths()]

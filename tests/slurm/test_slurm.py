@@ -13,10 +13,12 @@ import yaml
 from conftest import REPO, Workplace
 
 from coincide.workflow.job import STARTED
+from coincide.workflow.job_resources import rules_with_demand
 from coincide.workflow.plan import attempts
 from coincide.workflow.status import cause
 
 RUN = "results/small"
+MODEL = f"{RUN}/models/target/random/0.2/0"
 CORESET = f"{RUN}/coresets/coincide/0.2/coreset.parquet"
 
 pytestmark = [
@@ -56,11 +58,10 @@ def small_profile(folder, rule="activations", **resources):
         path.write_text(yaml.safe_dump(profile))
         return
     profile = yaml.safe_load((REPO / "profiles/slurm/config.yaml").read_text())
-    for settings in (profile["default-resources"], *profile["set-resources"].values()):
-        for name, size in (("mem_mb", 2000), ("runtime", 20)):
-            if name in settings:
-                settings[name] = f"{size} * attempt"
-    profile["set-threads"] = dict.fromkeys(profile["set-threads"], 1)
+    sizes = {"mem_mb": "2000 * attempt", "runtime": "20 * attempt"}
+    profile["default-resources"].update(sizes)
+    profile["set-resources"] = {rule: dict(sizes) for rule in rules_with_demand()}
+    profile["set-threads"] = dict.fromkeys(rules_with_demand(), 1)
     profile |= {
         "slurm-init-seconds-before-status-checks": 3,
         "latency-wait": 20,
@@ -249,20 +250,41 @@ def test_jobs_do_not_depend_on_the_environment_of_the_login_shell(finished, read
 # --- several nodes ---------------------------------------------------------------------------------------
 
 
-def test_two_nodes_train_like_one_process(finished, ready):
-    """Finetuning with two processes, on two nodes of one Slurm job, has the losses of a single process."""
+def train_with(finished, ready, **training):
+    """Finetune the finished run's model again on the cluster, with other settings: (job, its log)."""
     shutil.copytree(finished / "results", ready / "results")
-    model = f"{RUN}/models/target/random/0.2/0"
-    shutil.rmtree(ready / model)
+    shutil.rmtree(ready / MODEL)
     config = yaml.safe_load((REPO / "tests/config/small.yaml").read_text())
-    config["target_model"]["training"]["nodes"] = 2
+    config["target_model"]["training"].update(training)
     (ready / "two.yaml").write_text(yaml.safe_dump(config))
-    small_profile(ready / "slurm", rule="finetune_model", nodes=2, tasks=2, tasks_per_gpu=0, gpu=2, mpi="srun")
-    code, output = ready.run(model, profile="slurm", config=ready / "two.yaml")
+    code, output = ready.run(MODEL, profile="slurm", config=ready / "two.yaml")
     assert code == 0, output
-    logs = [(workplace / model / "training_log.jsonl").read_text() for workplace in (ready, finished)]
+    log = ready / RUN / "logs/finetune_model/target-random-0.2-0.log"
+    return attempts(log)[-1], log.read_text()
+
+
+def check_losses(finished, ready):
+    """Check that the losses are those of the finished run, which one process trained."""
+    logs = [(workplace / MODEL / "training_log.jsonl").read_text() for workplace in (ready, finished)]
     losses = [[json.loads(line).get("loss", 0) for line in log.splitlines()] for log in logs]
     assert losses[0][:4] == pytest.approx(losses[1][:4], rel=1e-4)
     assert losses[0] == pytest.approx(losses[1], rel=2e-2)  # the last batch is incomplete, and padded for two processes
+
+
+def test_two_nodes_train_like_one_process(finished, ready):
+    """Finetuning with two processes, on two nodes of one Slurm job, has the losses of a single process."""
+    train_with(finished, ready, nodes=2)
+    check_losses(finished, ready)
     jobs = slurm("sacct", "-n", "-P", "--format=JobID,NNodes,NodeList,WorkDir").splitlines()
     assert any("|2|n[1-2]|" in job and str(ready.folder) in job for job in jobs)
+
+
+def test_two_processes_train_on_two_gpus_of_a_node(finished, ready):
+    """The config says `processes: 2`; the job asks Slurm for two GPUs of one node, and sees no others."""
+    attempt, log = train_with(finished, ready, processes=2)
+    check_losses(finished, ready)
+    assert attempt.gpus == 2
+    assert '"gpus": 2' in log
+    rows = slurm("sacct", "-X", "-n", "-P", "-j", attempt.slurm_job, "--format=NNodes,AllocTRES").strip().split("|")
+    assert rows[0] == "1"
+    assert "gres/gpu=2" in rows[1]

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 
 import jsonschema
 import pytest
@@ -118,7 +119,10 @@ def test_the_committed_schema_is_current():
 def test_every_rule_that_the_slurm_profile_names_exists():
     profile = yaml.safe_load((REPO / "profiles/slurm/config.yaml").read_text())
     rules = "".join(path.read_text() for path in (REPO / "rules").glob("*.smk"))
-    for name in {*profile["set-threads"], *profile["set-resources"]}:
+    text = (REPO / "profiles/slurm/config.yaml").read_text()
+    partitions = re.findall(r"^  # (\w+): \{slurm_partition: GPU_PARTITION\} # <--$", text, re.MULTILINE)
+    assert {"activations", "clip_scores", "finetune_model", "difficulty", "evaluate_model"} < set(partitions)
+    for name in {*partitions, *(profile["set-resources"] or {})}:
         assert f"\nrule {name}:" in rules or f"\ncheckpoint {name}:" in rules
 
 

@@ -92,7 +92,7 @@ def changing_fields(name):
 
 
 # rules that are given the whole config: the report shows it, and no rule reads the estimate
-WHOLE_CONFIG = {"write_report", "estimate_cost"}
+WHOLE_CONFIG = {"write_report", "estimate_cost", "preflight"}
 # settings that a script is handed with a section, but that its stage does not use for its results
 NOT_USED = {("manifest", "clustering.k"), ("evaluate_model", "evaluation.learned_above")}
 
