@@ -279,7 +279,7 @@ def job_resources():
     # in a dry run, only the limit of submitted jobs tells; a job of a cluster is run by a local executor there
     submits = workflow.non_local_exec or workflow.nodes is not None
     local = not (submits or workflow.remote_exec)
-    # for the script of rule preflight: params would be a reason to rerun it
+    # for the script of rule preflight; params would be a reason to rerun it
     config[".jobs"] = {"local": local, "overrides": profile_overrides()}
     if not local:
         return JobResources(runs, local=False)
