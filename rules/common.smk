@@ -88,6 +88,16 @@ def stage_output(stage, pattern, **values):
     return paths
 
 
+def coreset_of_training(wildcards):
+    """The coreset.json of a training without its modification time: the training depends on `coreset_digest`, too.
+
+    Until the coreset is written, it is an input with a time, so that Snakemake plans the training.
+    """
+    coreset_digest(wildcards)
+    path = stage_output("coreset_json", "coresets/{method}/{fraction}/coreset.json")
+    return ancient(path(wildcards))
+
+
 def checked(wildcards):
     """The result of the check before the first job, which jobs on GPUs wait for."""
     return ancient(f"{runs.folder(wildcards.run, PREFLIGHT)}/preflight.json")
@@ -115,11 +125,6 @@ def repeat_stale_checks():
     repeat_checks(
         reports - new, runs.configs, local=jobs.local, overrides=profile_overrides()
     )
-
-
-def unless_changed(path):
-    """The file without its modification time: the job has its digest as an input, too."""
-    return lambda wildcards: ancient(path(wildcards))
 
 
 def if_needed(artefact, paths):
@@ -274,7 +279,7 @@ def job_resources():
     # in a dry run, only the limit of submitted jobs tells; a job of a cluster is run by a local executor there
     submits = workflow.non_local_exec or workflow.nodes is not None
     local = not (submits or workflow.remote_exec)
-    # read by the script of preflight; as params, they would be a reason to rerun it
+    # for the script of rule preflight; params would be a reason to rerun it
     config[".jobs"] = {"local": local, "overrides": profile_overrides()}
     if not local:
         return JobResources(runs, local=False)

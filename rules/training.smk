@@ -4,9 +4,7 @@
 rule finetune_model:
     input:
         preflight=checked,
-        coreset=unless_changed(
-            stage_output("coreset_json", "coresets/{method}/{fraction}/coreset.json")
-        ),
+        coreset=coreset_of_training,
         digest=coreset_digest,
         images=image_folders,
         model=model_files("target_model"),
