@@ -20,6 +20,7 @@ from coincide.workflow.config import (
     MINI_MIX,
     TINY_MODELS,
     check_workflow_folder,
+    demo_settings,
 )
 from coincide.workflow.content import changed_dataset_text, dataset_content, kept_text
 from coincide.workflow.job import offer_package
@@ -128,6 +129,8 @@ onstart:
         (job.rule.name, str(job.output[0])) for job in training_jobs()
     )
     for run in runs:
+        for line in demo_settings(runs.configs[run]):
+            print(f"Warning ({run}): {line}", file=sys.stderr)
         if compared_content(run).is_other:
             print(changed_dataset_text(f"results/{run}"), file=sys.stderr)
 

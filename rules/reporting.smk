@@ -28,6 +28,7 @@ rule summary:
     params:
         **settings("summary"),
         report="results/{run}/report.html",
+        demo_settings=lambda wildcards: demo_settings(runs.configs[wildcards.run]),
         selections=lambda wildcards: selections(wildcards.run),
     script:
         "../workflow_scripts/summary.py"

@@ -10,13 +10,13 @@ config = start(snakemake)
 from coincide.base.activation_store import Activations
 from coincide.base.centroids import write_centroids
 from coincide.base.tables import write_table
-from coincide.clustering.kmeans import clusters_table, spherical_kmeans
+from coincide.clustering.kmeans import clusters_table, recommended_clusters, spherical_kmeans
 
 activations = Activations(snakemake.input.activations)
 settings = config.clustering
 clustering = spherical_kmeans(
     activations,
-    settings.k,
+    settings.k or recommended_clusters(len(activations.sample_ids)),
     iterations=settings.iterations,
     seed=settings.seed,
     init=settings.init,

@@ -29,7 +29,7 @@ check_manifest(
     manifest,
     rejected,
     config.dataset,
-    clusters=config.clustering.k,  # an early check only; the manifest does not depend on it
+    clusters=config.clustering.k or 1,  # an early check only; the manifest does not depend on it
     rejected_path=str(rejected_path),
 )
 rejected_path.unlink()

@@ -30,6 +30,7 @@ text = as_text(
     clusters=spread_text(pd.read_parquet(snakemake.input.shares)),
     report=snakemake.params.report,
     failures=failure_lines(snakemake.input.results),
+    warnings=snakemake.params.demo_settings,
 )
 with replacing(snakemake.output.text) as path:
     path.write_text(text)

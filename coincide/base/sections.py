@@ -367,7 +367,7 @@ class Clustering(Section):
 
     STAGES = ("clusters",)
 
-    k: Count = setting(description="number of clusters; the paper has about one per 66 samples")
+    k: Count | None = setting(None, "number of clusters; null: one per 66 samples, as in the paper")
     iterations: Count = setting(50, "maximum number of Lloyd iterations")
     init: Literal["random", "k-means++"] = setting(
         "random",

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 MAX_BYTES_IN_MEMORY = 8 * 2**30  # rows up to this size are held in memory by backend "auto"
 MAX_REPAIRS = 10  # attempts to fill clusters that are empty after the last iteration
 SAME = 1e-6  # a row whose cosine with its centroid is within this of 1 does not get a cluster to itself
+SAMPLES_PER_CLUSTER = 66  # as in the paper, on LLaVA-1.5 (section 4.1)
 CUML_BUFFER = 2**16  # rows that cuML copies to the device at once, if not all fit
 CUML_BLOCK = 2**13  # rows multiplied with the centroids at once to measure the similarity
 STALLED = 1e-7  # gain in mean similarity at or below which another iteration is not worth its time
@@ -47,6 +48,11 @@ class Clustering:
     labels: np.ndarray
     similarity: np.ndarray
     objective: tuple[float, ...] = ()
+
+
+def recommended_clusters(n: int) -> int:
+    """Number of clusters for n samples in the ratio of the paper, at least 1."""
+    return max(round(n / SAMPLES_PER_CLUSTER), 1)
 
 
 def spherical_kmeans(

@@ -159,6 +159,7 @@ def as_text(
     clusters: str,
     report: str,
     failures: Sequence[str] = (),
+    warnings: Sequence[str] = (),
 ) -> str:
     """The summary as Markdown: headline table, rejected samples, underrepresented sources, clusters, the report.
 
@@ -170,6 +171,7 @@ def as_text(
         clusters: line about the clusters (`coincide.selection.select.spread_text`).
         report: path of the report.
         failures: result of `failure_lines`.
+        warnings: lines about the config.
     """
     lines = ["", _headline_text(summary)]
     lines += ["", f"{len(manifest):,} usable samples, {len(rejected):,} rejected."]
@@ -183,6 +185,7 @@ def as_text(
                 "lacks the skills that they teach, see docs/your-own-data.md.",
             ]
     lines += ["", *failures] if failures else []
+    lines += ["", *(f"Warning: {line}." for line in warnings)] if warnings else []
     lines += ["", clusters, "", f"Report: {report}", ""]
     return "\n".join(lines)
 

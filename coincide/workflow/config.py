@@ -22,6 +22,7 @@ from coincide.selection.budget import total_budget
 
 # Datasets and models that the workflow builds when the config names them.
 MINI_MIX, EVEN_MIX = "resources/mini-mix", "resources/even-mix"
+DEMO_TASKS = ("mini_mix", "even_mix")  # beginnings of the names of the demo's evaluation tasks
 TINY_MODELS = {f"resources/models/{name}": name for name in ("reference", "target", "clip")}
 
 
@@ -210,13 +211,29 @@ def _layer_problems(config: Config) -> Iterator[str]:
             yield f"reference_model.layers: {error}"
 
 
+def demo_settings(config: Config) -> list[str]:
+    """One line for each setting that is still the demo's although the dataset is the user's own."""
+    if config.dataset.annotations in [f"{mix}/train.json" for mix in (MINI_MIX, EVEN_MIX)]:
+        return []
+    lines = [
+        f"{section}.name is the demo's toy model ({model.name}), which has seen none of your data"
+        for section, model in (("reference_model", config.reference_model), ("target_model", config.target_model))
+        if model.name in TINY_MODELS
+    ]
+    tasks = [task for group in config.evaluation.groups for task in group.tasks if task.startswith(DEMO_TASKS)]
+    if tasks:
+        lines.append(f"evaluation.groups asks the demo's questions ({', '.join(tasks)}), not questions on your data")
+    return lines
+
+
 def _size_problems(config: Config) -> Iterator[str]:
     n = count_samples(config)
     if not n:
         return
-    if config.clustering.k > n:
-        recommended = max(n // 66, 1)
-        yield f"clustering.k: {config.clustering.k} clusters for {n} samples; at most {n}, recommended {recommended}"
+    if config.clustering.k and config.clustering.k > n:
+        yield (
+            f"clustering.k: {config.clustering.k} clusters for {n} samples; at most {n}; null gives one per 66 samples"
+        )
     if config.dataset.shards > n:
         yield f"dataset.shards: {config.dataset.shards} shards for {n} samples; at most {n}"
     for fraction in config.selection.fractions:

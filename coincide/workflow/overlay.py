@@ -29,7 +29,7 @@ def check_runs(
     Raises:
         ConfigError: one message with every wrong key of every run.
     """
-    values = _without_inherited_images(values, overrides or {})
+    values = _without_inherited(values, overrides or {})
     if not values.get("runs"):
         single = {**values, "runs": []}
         config = check_config(single, files=files)
@@ -75,22 +75,28 @@ def _replicates(values: dict[str, Any], config: Config, variant: str) -> Iterato
         yield run, overlaid(values, settings)
 
 
-def _without_inherited_images(values, settings):
-    """The values without `dataset.images` if the settings that were merged into them give other annotations only.
+def _without_inherited(values, settings):
+    """The values without what describes the dataset that the settings replace, unless the settings give it, too.
 
-    The images of the dataset that they replaced would be the wrong folder.
+    The images of the other dataset would be the wrong folder, and its number of clusters the wrong number.
     """
     dataset = settings.get("dataset")
-    if not isinstance(dataset, dict) or "annotations" not in dataset or "images" in dataset:
+    if not isinstance(dataset, dict) or "annotations" not in dataset:
         return values
-    if not isinstance(values.get("dataset"), dict):
+    values = _without(values, settings, "dataset", "images")
+    return _without(values, settings, "clustering", "k")
+
+
+def _without(values, settings, section, key):
+    given = settings.get(section)
+    if (isinstance(given, dict) and key in given) or not isinstance(values.get(section), dict):
         return values
-    return {**values, "dataset": {key: value for key, value in values["dataset"].items() if key != "images"}}
+    return {**values, section: {name: value for name, value in values[section].items() if name != key}}
 
 
 def overlaid(values: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     """Values with settings merged into them, mappings recursively; the arguments are not changed."""
-    merged = dict(_without_inherited_images(values, settings))
+    merged = dict(_without_inherited(values, settings))
     for key, value in settings.items():
         mergeable = isinstance(value, dict) and isinstance(merged.get(key), dict)
         merged[key] = overlaid(merged[key], value) if mergeable else value

@@ -9,7 +9,8 @@ import yaml
 from conftest import REPO, Workplace, make_record
 from PIL import Image
 
-from coincide.workflow.config import ConfigError, check_config
+from coincide.clustering.kmeans import recommended_clusters
+from coincide.workflow.config import ConfigError, check_config, demo_settings
 from coincide.workflow.overlay import check_runs
 
 DEFAULT = yaml.safe_load((REPO / "config.yaml").read_text())
@@ -44,6 +45,32 @@ def test_a_run_that_sets_annotations_does_not_inherit_the_images():
     configs = images_of({"runs": runs})
     assert configs["a"].dataset.images == DEFAULT["dataset"]["images"]
     assert configs["b"].dataset.images == "/data"
+
+
+def test_an_overlay_that_sets_annotations_does_not_inherit_the_number_of_clusters():
+    own = {"annotations": "/data/a.parquet"}
+    assert images_of({"dataset": own})["demo"].clustering.k is None
+    assert images_of({"dataset": own, "clustering": {"k": 7}})["demo"].clustering.k == 7
+    assert images_of({"dataset": own, "clustering": {"seed": 7}})["demo"].clustering.k is None
+    assert images_of({"clustering": {"seed": 7}})["demo"].clustering.k == DEFAULT["clustering"]["k"]
+
+
+@pytest.mark.parametrize(("samples", "clusters"), [(1, 1), (98, 1), (100, 2), (21_000, 318), (665_298, 10_080)])
+def test_the_recommended_number_of_clusters_is_one_per_66_samples(samples, clusters):
+    assert recommended_clusters(samples) == clusters
+
+
+def test_what_is_still_the_demos_is_named():
+    assert demo_settings(images_of({})["demo"]) == []
+    own = {"dataset": {"annotations": "/data/a.json"}}
+    reference, target, tasks = demo_settings(images_of(own)["demo"])
+    assert reference.startswith("reference_model.name is the demo's toy model")
+    assert target.startswith("target_model.name is the demo's toy model")
+    assert "mini_mix" in tasks
+    models = {"reference_model": {"name": "org/small"}, "target_model": {"name": "org/large"}}
+    assert demo_settings(images_of({**own, **models})["demo"]) == [tasks]
+    groups = [{"name": "general", "tasks": ["mme"]}]
+    assert demo_settings(images_of({**own, **models, "evaluation": {"groups": groups}})["demo"]) == []
 
 
 def test_a_list_of_annotations(tmp_path):
