@@ -34,7 +34,7 @@ test: $(VENV)/ready-dev lint
 
 # the whole workflow on a replica of each public checkpoint, some minutes per model; MODEL=name runs one
 test-models: $(VENV)/ready-dev
-	COINCIDE_MODELS=1 $(BIN)/python -m pytest tests/workflow/test_replicas.py $(if $(MODEL),-k "$(MODEL)")
+	COINCIDE_MODELS=1 $(BIN)/python -m pytest tests/workflow/test_replica_runs.py $(if $(MODEL),-k "$(MODEL)")
 	$(MAKE) models
 
 # the README's list of models, from what passed test-models (docs/models.json)

@@ -1,6 +1,6 @@
 """Every replica of a public checkpoint: loading, reading, finetuning with a kill, and evaluation in this process.
 
-The whole workflow on each of them is in tests/workflow/test_replicas.py.
+The whole workflow on each of them is in tests/workflow/test_replica_runs.py.
 """
 
 import json
