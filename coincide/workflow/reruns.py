@@ -23,7 +23,8 @@ OTHER_RULES = {
     "write_report": ("summary", "merge", "clusters", "cluster_stats", "figures", CORESET),
 }
 CONTENT_KEYED = ("finetune_model", "evaluate_model")  # they rerun only if the coreset has another content
-OPTIONAL = ("clip_scores", "difficulty", "check_transfer")  # what only some methods and budgets need
+# what only some methods, budgets and tasks need
+OPTIONAL = ("clip_scores", "difficulty", "check_transfer", "holdout_questions")
 # columns of the table
 COLUMNS = {
     "dataset": ("manifest", "shards"),
@@ -36,7 +37,7 @@ COLUMNS = {
     "difficulty": ("difficulty",),
     "coresets": ("coincide_coreset", "method_coreset", "full_coreset", "coreset_json", "coreset_dataset"),
     "models": ("finetune_model",),
-    "evaluations": ("evaluate_model",),
+    "evaluations": ("holdout_questions", "evaluate_model"),
     "report": ("summary", "figures", "write_report"),
 }
 # What changes when a path does, and which jobs the entries of an expanded setting have. The first rules of each.
@@ -61,13 +62,14 @@ def dependents(rules: tuple[str, ...], *, any_method: bool = True) -> set[str]:
 
     Args:
         rules: the first of them.
-        any_method: include what only some methods and budgets depend on (`OPTIONAL`).
+        any_method: include what only some methods, budgets and tasks depend on (`OPTIONAL`).
     """
     graph = {**STAGES, **OTHER_RULES}
     if any_method:
         graph["method_coreset"] = (*graph["method_coreset"], "clip_scores", "difficulty")
     else:
-        graph["shares"] = tuple(rule for rule in graph["shares"] if rule not in OPTIONAL)
+        for name in ("shares", "evaluate_model"):
+            graph[name] = tuple(rule for rule in graph[name] if rule not in OPTIONAL)
     coresets = {*CORESET_STAGES.values(), "method_coreset"}
     reached: set[str] = set()
     to_visit = list(rules)
