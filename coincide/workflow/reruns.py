@@ -27,7 +27,7 @@ CONTENT_KEYED = ("finetune_model", "evaluate_model")  # they rerun only if the c
 OPTIONAL = ("clip_scores", "difficulty", "check_transfer", "holdout_questions")
 # columns of the table
 COLUMNS = {
-    "dataset": ("manifest", "shards"),
+    "dataset": ("manifest", "shards", "holdout_questions"),
     "activations": ("activations", "merge"),
     "clusters": ("clusters",),
     "transfer check": ("check_transfer",),
@@ -37,7 +37,7 @@ COLUMNS = {
     "difficulty": ("difficulty",),
     "coresets": ("coincide_coreset", "method_coreset", "full_coreset", "coreset_json", "coreset_dataset"),
     "models": ("finetune_model",),
-    "evaluations": ("holdout_questions", "evaluate_model"),
+    "evaluations": ("evaluate_model",),
     "report": ("summary", "figures", "write_report"),
 }
 # What changes when a path does, and which jobs the entries of an expanded setting have. The first rules of each.
