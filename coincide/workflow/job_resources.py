@@ -17,6 +17,7 @@ from coincide.workflow.stages import Runs
 GIB = 2**30
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 PROCESS_MEMORY = 6.0  # GiB of Python, torch and the CUDA libraries
+LEAST_PROCESS_MEMORY = 1.0  # GiB of Python and torch alone
 WORKER_MEMORY = 1.0  # GiB of a process that prepares samples
 READ_AHEAD_MEMORY = 3.0  # GiB of encoded samples in extraction
 SHORTEST = 60  # minutes
@@ -85,10 +86,17 @@ def rules_with_demand() -> list[str]:
     return list(_DEMANDS)
 
 
-def training_memory(training: Training, parameters: float) -> float:
-    """GiB of host memory that the processes of a training need on one node."""
-    loaded = parameters * BYTES["float32"] / GIB  # weights are loaded as float32
-    per_process = PROCESS_MEMORY + loaded + training.loader_workers * WORKER_MEMORY
+def training_memory(training: Training, parameters: float, *, process_memory: float = PROCESS_MEMORY) -> float:
+    """GiB of host memory that the processes of a training need on one node.
+
+    Args:
+        training: Training section.
+        parameters: of the model.
+        process_memory: GiB of a process without the model.
+    """
+    # weights that are trained are float32; the base of adapters has the dtype of the computation
+    loaded = parameters * BYTES[training.dtype if training.lora else "float32"] / GIB
+    per_process = process_memory + loaded + training.loader_workers * WORKER_MEMORY
     return training.processes * per_process
 
 

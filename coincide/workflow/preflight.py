@@ -47,6 +47,7 @@ from coincide.workflow.config import count_samples
 from coincide.workflow.job import set_revisions
 from coincide.workflow.job_resources import (
     GIB,
+    LEAST_PROCESS_MEMORY,
     Demand,
     demand,
     read_sizes,
@@ -418,11 +419,12 @@ def _check_resources(config: Config, asked: Mapping[str, dict[str, Any]], machin
 
 
 def _memory_needs(config, found):
-    """Rule -> GiB of host memory per node, from the exact number of parameters."""
+    """Rule -> least GiB of host memory per node, from the exact number of parameters."""
     needs = {}
     reference, target = (found.models.get(f"{name}_model", {}).get("parameters") for name in ("reference", "target"))
     if target:
-        needs["finetune_model"] = training_memory(config.target_model.training, target)
+        training = config.target_model.training
+        needs["finetune_model"] = training_memory(training, target, process_memory=LEAST_PROCESS_MEMORY)
         needs["evaluate_model"] = target * _bytes(config.evaluation.dtype) / GIB
     if reference:
         needs["activations"] = reference * _bytes(config.reference_model.dtype) / GIB
