@@ -24,7 +24,6 @@ manifest, rejected = build_manifest(
     config.dataset,
     threads=snakemake.threads,
 )
-manifest, holdout = hold_out(manifest, config.evaluation.holdout, config.dataset.shards)
 rejected_path = Path(snakemake.log[0]).with_suffix(".rejected.parquet")
 write_table(rejected, rejected_path)
 check_manifest(
@@ -35,6 +34,7 @@ check_manifest(
     rejected_path=str(rejected_path),
 )
 rejected_path.unlink()
+manifest, holdout = hold_out(manifest, config.evaluation.holdout, config.dataset.shards)
 write_table(rejected, snakemake.output.rejected)
 write_table(holdout, snakemake.output.holdout)
 write_table(manifest, snakemake.output.manifest)

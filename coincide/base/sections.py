@@ -483,10 +483,10 @@ class Evaluation(Section):
     groups: list[TaskGroup] = setting(
         min_length=1, description="one job per model and group; with holdout, by default only holdout", expanded=True
     )
-    holdout: Annotated[float, Field(ge=0, lt=1, strict=True)] = setting(
+    holdout: Annotated[float, Field(ge=0, le=0.5, strict=True)] = setting(
         0.0,
-        "share of each source that is in no coreset, and that the tasks of the group {name: holdout, tasks: [holdout]} "
-        "ask",
+        "share of the dataset that is in no coreset, and that the tasks of the group {name: holdout, tasks: [holdout]} "
+        "ask; samples of one image stay together",
         stages=("manifest",),
     )
     include_path: StrictStr | None = setting(None, "folder of task files in addition to those of lmms-eval")

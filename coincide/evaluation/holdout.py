@@ -37,7 +37,7 @@ def write_holdout_tasks(
     """Write a group of lmms-eval tasks, one per source: task files, and questions as Parquet.
 
     A question is the first turn of a sample. A task whose answers have at most SHORT_ANSWER words at the median is
-    scored by exact match (case and punctuation are ignored), any other by chrF (Popović 2015), in 0..1.
+    scored by exact match (without case and a final full stop), any other by chrF (Popović 2015), in 0..1.
 
     Args:
         records: (source, LLaVA record) of the held-out samples.
@@ -101,7 +101,7 @@ def _task(name, rows, path):
     """The task file of lmms-eval."""
     lengths = sorted(len(row["answer"].split()) for row in rows)
     is_short = lengths[len(lengths) // 2] <= SHORT_ANSWER
-    task = {
+    task: dict[str, Any] = {
         "task": name,
         "dataset_path": "parquet",
         "dataset_kwargs": {"data_files": {"test": path}},
@@ -116,11 +116,7 @@ def _task(name, rows, path):
         },
         "metadata": [{"version": 1.0}],
     }
-    metric: dict[str, Any] = {"aggregation": "mean", "higher_is_better": True}
-    if is_short:
-        metric |= {"metric": "exact_match", "ignore_case": True, "ignore_punctuation": True}
-    else:
-        metric |= {"metric": "chrf"}
-    functions = "doc_to_visual: !function utils.doc_to_visual\n"
-    functions += "" if is_short else "process_results: !function utils.chrf\n"
-    return yaml.safe_dump({**task, "metric_list": [metric]}, sort_keys=False) + functions
+    metric = "exact_match" if is_short else "chrf"
+    task["metric_list"] = [{"metric": metric, "aggregation": "mean", "higher_is_better": True}]
+    functions = f"doc_to_visual: !function utils.doc_to_visual\nprocess_results: !function utils.{metric}\n"
+    return yaml.safe_dump(task, sort_keys=False) + functions

@@ -8,6 +8,12 @@ def doc_to_visual(doc: dict[str, Any]) -> list[Any]:
     return [image.convert("RGB") for image in doc["images"]]
 
 
+def exact_match(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
+    """1 for the right answer, 0 for another one; case, spaces around it and a final full stop do not count."""
+    given, right = (text.strip().lower().removesuffix(".").strip() for text in (results[0], doc["answer"]))
+    return {"exact_match": float(given == right)}
+
+
 def chrf(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
     """chrF of an answer (Popović 2015), in 0..1."""
     from sacrebleu import sentence_chrf

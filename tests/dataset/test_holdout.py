@@ -25,24 +25,27 @@ def make_manifest(sources):
     ).astype(MANIFEST_COLUMNS)
 
 
-@given(st.lists(st.sampled_from("abc"), min_size=1, max_size=60), st.floats(0, 0.9), st.integers(1, 3))
-def test_every_sample_is_in_one_part_and_every_source_gives_its_share(sources, share, shards):
+@given(st.lists(st.sampled_from("abc"), min_size=1, max_size=60), st.floats(0, 0.6), st.integers(1, 3))
+def test_every_sample_is_in_one_part_and_no_image_in_both(sources, share, shards):
     manifest = make_manifest(sources)
     rest, held_out = hold_out(manifest, share, shards)
     assert sorted([*rest["sample_id"], *held_out["sample_id"]]) == sorted(manifest["sample_id"])
-    counts = manifest["source"].value_counts()
-    expected = np.rint(share * counts).astype(int)
-    assert held_out["source"].value_counts().reindex(counts.index, fill_value=0).eq(expected).all()
+    assert not set(rest["image"].dropna()) & set(held_out["image"].dropna())
     assert rest.dtypes.equals(manifest.dtypes)
     assert rest["shard"].is_monotonic_increasing
     assert rest["shard"].lt(shards).all()
     assert held_out["position"].is_monotonic_increasing
 
 
+def test_each_source_gives_its_share_up_to_chance():
+    manifest = make_manifest(["a", "b"] * 4000).assign(image=None, n_images=0)
+    _, held_out = hold_out(manifest, 0.05, 1)
+    assert held_out["source"].value_counts().between(160, 240).all()  # 200 expected, standard deviation 14
+
+
 def test_a_larger_share_holds_out_the_same_samples_and_more_whatever_their_order():
-    manifest = make_manifest(["a"] * 40 + ["b"] * 20)
+    manifest = make_manifest(["a"] * 400 + ["b"] * 200)
     small, large = (set(hold_out(manifest, share, 1)[1]["sample_id"]) for share in (0.1, 0.3))
-    assert (len(small), len(large)) == (6, 18)
     assert small < large
     assert set(hold_out(manifest[::-1].reset_index(drop=True), 0.1, 1)[1]["sample_id"]) == small
 

@@ -8,7 +8,7 @@ import yaml
 from PIL import Image
 
 from coincide.evaluation.holdout import FEWEST, HoldoutError, write_holdout_tasks
-from coincide.evaluation.holdout_task import chrf
+from coincide.evaluation.holdout_task import chrf, exact_match
 
 
 def record(question, answer, **extra):
@@ -50,7 +50,7 @@ def test_a_task_per_source_and_one_for_the_sources_with_few_samples(tasks):
     metrics = [read_task(tasks, name)["metric_list"][0]["metric"] for name in names]
     assert metrics == ["chrf", "exact_match", "exact_match"]
     assert read_task(tasks, "holdout_detail")["process_results"] == "utils.chrf"
-    assert "process_results" not in read_task(tasks, "holdout_ocr_vqa")
+    assert read_task(tasks, "holdout_ocr_vqa")["process_results"] == "utils.exact_match"
 
 
 def test_a_question_is_the_first_turn_with_its_images(tasks):
@@ -62,6 +62,14 @@ def test_a_question_is_the_first_turn_with_its_images(tasks):
     others = pd.read_parquet(tasks / "holdout_others.parquet")
     assert others.loc[0, ["question", "answer"]].tolist() == ["2 + 2?", "4"]
     assert len(others.loc[0, "images"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "right", "score"),
+    [("a Cat", "A cat.", 1), (" 4", "4", 1), ("35", "3.5", 0), ("1", "-1", 0), ("cat", "a cat", 0), ("", "4", 0)],
+)
+def test_exact_match_ignores_case_and_a_final_full_stop_only(given, right, score):
+    assert exact_match({"answer": right}, [given]) == {"exact_match": score}
 
 
 def test_chrf_of_equal_and_of_unrelated_answers():
