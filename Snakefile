@@ -14,6 +14,7 @@ from snakemake.utils import min_version, update_config
 from coincide import methods
 from coincide.base.gpus import machine_gpus
 from coincide.base.errors import UserError
+from coincide.base.sections import HOLDOUT
 from coincide.dataset.formats import expand_annotations, is_json
 from coincide.workflow.config import (
     EVEN_MIX,

@@ -233,6 +233,13 @@ def tasks_of(run):
     return [task for group in groups for task in group.tasks]
 
 
+def held_out_questions(wildcards):
+    """The folder of the tasks that ask held-out samples, if the group has them."""
+    if HOLDOUT not in (runs.tasks(wildcards.run, wildcards.group) or []):
+        return []
+    return stage_output("holdout_questions", "holdout")(wildcards)
+
+
 def question_folders(tasks):
     """Folders of questions that the workflow writes itself, for the tasks that ask them."""
     folders = {

@@ -9,6 +9,7 @@ rule manifest:
     output:
         manifest="results/{run}/samples/manifest.parquet",
         rejected="results/{run}/samples/rejected.parquet",
+        holdout="results/{run}/samples/holdout.parquet",
     log:
         "results/{run}/logs/manifest.log",
     benchmark:

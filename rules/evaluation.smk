@@ -1,6 +1,27 @@
 # Evaluation with lmms-eval, one job per model and task group.
 
 
+rule holdout_questions:
+    input:
+        annotations=annotation_files,
+        images=image_folders,
+        holdout=stage_output("manifest", "samples/holdout.parquet"),
+    output:
+        directory("results/{run}/holdout"),
+    log:
+        "results/{run}/logs/holdout_questions.log",
+    benchmark:
+        "results/{run}/benchmarks/holdout_questions.tsv"
+    conda:
+        "../envs/evaluation.yaml"
+    envmodules:
+        *MODULES.evaluation,
+    params:
+        **settings("holdout_questions"),
+    script:
+        "../workflow_scripts/holdout_questions.py"
+
+
 rule evaluate_model:
     input:
         preflight=checked,
@@ -11,6 +32,7 @@ rule evaluate_model:
         questions=lambda wildcards: question_folders(
             runs.tasks(wildcards.run, wildcards.group)
         ),
+        holdout=held_out_questions,
     output:
         results="results/{run}/evaluations/{target}/{method}/{fraction}/{seed}/{group}/results.json",
         samples=directory(

@@ -6,6 +6,7 @@ rule summary:
         results=lambda wildcards: evaluations(wildcards.run),
         rejected=stage_output("merge", "rejected.parquet"),
         manifest=stage_output("merge", "manifest.parquet"),
+        holdout=stage_output("manifest", "samples/holdout.parquet"),
         shares=stage_output("shares", "shares.parquet"),
         coresets=lambda wildcards: coresets(wildcards.run, "coreset.parquet"),
     output:

@@ -1,7 +1,7 @@
-"""Divide the rows of the dataset into usable samples and rejected ones.
+"""Divide the rows of the dataset into usable samples, held-out ones and rejected ones.
 
-Reads the dataset and the images. Writes the two tables. If too many samples are rejected, the job fails; Snakemake then
-removes its outputs, so the rejected samples are also kept next to the log. The content of the dataset's files is
+Reads the dataset and the images. Writes the three tables. If too many samples are rejected, the job fails; Snakemake
+then removes its outputs, so the rejected samples are also kept next to the log. The content of the dataset's files is
 recorded, so that a later start can tell whether it changed.
 """
 
@@ -13,6 +13,7 @@ config = start(snakemake)
 
 from coincide.base.tables import write_table
 from coincide.dataset.formats import open_dataset
+from coincide.dataset.holdout import hold_out
 from coincide.dataset.manifest import build_manifest, check_manifest
 from coincide.workflow.content import read_content, record_content
 
@@ -33,6 +34,8 @@ check_manifest(
     rejected_path=str(rejected_path),
 )
 rejected_path.unlink()
+manifest, holdout = hold_out(manifest, config.evaluation.holdout, config.dataset.shards)
 write_table(rejected, snakemake.output.rejected)
+write_table(holdout, snakemake.output.holdout)
 write_table(manifest, snakemake.output.manifest)
 record_content(content, snakemake.params.content, snakemake.params.content_record)

@@ -31,6 +31,7 @@ text = as_text(
     report=snakemake.params.report,
     failures=failure_lines(snakemake.input.results),
     warnings=snakemake.params.demo_settings,
+    held_out=len(pd.read_parquet(snakemake.input.holdout, columns=["sample_id"])),
 )
 with replacing(snakemake.output.text) as path:
     path.write_text(text)

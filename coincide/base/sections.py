@@ -43,6 +43,7 @@ JUDGED_TASKS = (
     "mmbench",
     "mmvet",
 )
+HOLDOUT = "holdout"  # the group of tasks that asks the held-out samples
 CHAT_TEMPLATE = (  # description of a field of several sections
     "chat template (Jinja) in place of the checkpoint's; null: the checkpoint's, or its family's if it ships none"
 )
@@ -142,7 +143,9 @@ class Dataset(Section):
         None, "folder that image names are relative to; null: the folder of annotations", path=True
     )
     follow_links: StrictBool = setting(
-        True, "follow links in the images folder that lead out of it; false: reject the samples of such images"
+        True,
+        "follow links in the images folder that lead out of it; false: reject the samples of such images",
+        stages=("manifest", "holdout_questions"),
     )
     shards: Count = setting(1, "number of extraction jobs", stages=("manifest", "shards"))
     max_rejected: Share = setting(
@@ -477,7 +480,15 @@ class Evaluation(Section):
 
     STAGES = ("evaluate_model",)
 
-    groups: list[TaskGroup] = setting(min_length=1, description="one job per model and group", expanded=True)
+    groups: list[TaskGroup] = setting(
+        min_length=1, description="one job per model and group; with holdout, by default only holdout", expanded=True
+    )
+    holdout: Annotated[float, Field(ge=0, le=0.5, strict=True)] = setting(
+        0.0,
+        "share of the dataset that is in no coreset, and that the tasks of the group {name: holdout, tasks: [holdout]} "
+        "ask; samples of one image stay together",
+        stages=("manifest",),
+    )
     include_path: StrictStr | None = setting(None, "folder of task files in addition to those of lmms-eval")
     backend: StrictStr = setting(
         "coincide",
@@ -501,6 +512,25 @@ class Evaluation(Section):
         "ratio to a score at chance is noise; 0: all tasks count, as in the paper",
         stages=("summary", "comparison"),
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _asks_the_held_out_samples(cls, values):
+        if isinstance(values, dict) and values.get("holdout") and "groups" not in values:
+            return {**values, "groups": [{"name": HOLDOUT, "tasks": [HOLDOUT]}]}
+        return values
+
+    @model_validator(mode="after")
+    def _holds_out_what_it_asks(self):
+        is_asked = any(HOLDOUT in group.tasks for group in self.groups)
+        if any(HOLDOUT in group.tasks and len(group.tasks) > 1 for group in self.groups):
+            raise ValueError(f"a group has the task {HOLDOUT} and others; give it a group of its own")
+        if self.holdout and not is_asked:
+            group = f"{{name: {HOLDOUT}, tasks: [{HOLDOUT}]}}"
+            raise ValueError(f"holdout is set, but no group asks it; add {group} to groups")
+        if is_asked and not self.holdout:
+            raise ValueError(f"a group has the task {HOLDOUT}, but nothing is held out; set holdout, such as 0.02")
+        return self
 
 
 class TransferCheck(Section):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from coincide import methods
 from coincide.base.files import in_workflow_folder
 from coincide.base.markdown import markdown_table
-from coincide.base.sections import Checkpoint, Config, Training
+from coincide.base.sections import HOLDOUT, Checkpoint, Config, Training
 from coincide.dataset.formats import Annotations, open_dataset, to_llava
 from coincide.dataset.images import ImageFolders
 from coincide.dataset.samples import Sample
@@ -156,7 +156,7 @@ def estimate_run(
         seeds=len(config.target_model.seeds),
         training=config.target_model.training,
         target_parameters=count_parameters(config.target_model.checkpoint),
-        questions=count_questions(tasks, config.evaluation.include_path),
+        questions=_count_all_questions(tasks, config, len(manifest)),
         difficulty=any("difficulty" in methods.needs(method) for method, _ in selections),
     )
     return as_text(stages, measured, device, len(manifest))
@@ -273,6 +273,14 @@ def count_parameters(checkpoint: Checkpoint | str | Path) -> float:
         log.warning("unknown number of parameters of %s: %s", checkpoint.name, error)
         return UNKNOWN
     return sum(p.numel() for p in model.parameters())
+
+
+def _count_all_questions(tasks, config, samples):
+    """Number of questions, those on held-out samples included."""
+    written = [task for task in tasks if task != HOLDOUT]
+    share = config.evaluation.holdout
+    held_out = samples * share / (1 - share)
+    return held_out + (count_questions(written, config.evaluation.include_path) if written else 0)
 
 
 def count_questions(tasks: Sequence[str], include_path: str | None) -> float:

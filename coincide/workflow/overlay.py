@@ -76,6 +76,11 @@ def _replicates(values: dict[str, Any], config: Config, variant: str) -> Iterato
 
 
 def _without_inherited(values, settings):
+    """The values without what the settings make wrong: see the two functions."""
+    return _without_inherited_groups(_without_inherited_dataset(values, settings), settings)
+
+
+def _without_inherited_dataset(values, settings):
     """The values without what describes the dataset that the settings replace, unless the settings give it, too.
 
     The images of the other dataset would be the wrong folder, and its number of clusters the wrong number.
@@ -85,6 +90,14 @@ def _without_inherited(values, settings):
         return values
     values = _without(values, settings, "dataset", "images")
     return _without(values, settings, "clustering", "k")
+
+
+def _without_inherited_groups(values, settings):
+    """The values without the groups of tasks, if the settings hold samples out and name no groups."""
+    evaluation = settings.get("evaluation")
+    if not isinstance(evaluation, dict) or not evaluation.get("holdout"):
+        return values
+    return _without(values, settings, "evaluation", "groups")
 
 
 def _without(values, settings, section, key):

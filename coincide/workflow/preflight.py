@@ -26,7 +26,7 @@ from coincide import methods
 from coincide.base.errors import UserError
 from coincide.base.files import replacing, write_json
 from coincide.base.gpus import machine_gpus
-from coincide.base.sections import Checkpoint, Config, Node
+from coincide.base.sections import HOLDOUT, Checkpoint, Config, Node
 from coincide.dataset.examples import SCANNED, find_examples
 from coincide.dataset.formats import open_dataset
 from coincide.dataset.images import ImageError, image_names, open_image
@@ -539,6 +539,7 @@ def _check_evaluation(config: Config, listing: "subprocess.Popen[str]", found: F
         return
     names = json.loads(lines[-1])
     known = set(names["tasks"])
+    known.add(HOLDOUT)  # written by the run
     tasks = [(group.name, task) for group in evaluation.groups for task in group.tasks]
     for group, task in tasks:
         if task not in known:

@@ -23,10 +23,11 @@ OTHER_RULES = {
     "write_report": ("summary", "merge", "clusters", "cluster_stats", "figures", CORESET),
 }
 CONTENT_KEYED = ("finetune_model", "evaluate_model")  # they rerun only if the coreset has another content
-OPTIONAL = ("clip_scores", "difficulty", "check_transfer")  # what only some methods and budgets need
+# what only some methods, budgets and tasks need
+OPTIONAL = ("clip_scores", "difficulty", "check_transfer", "holdout_questions")
 # columns of the table
 COLUMNS = {
-    "dataset": ("manifest", "shards"),
+    "dataset": ("manifest", "shards", "holdout_questions"),
     "activations": ("activations", "merge"),
     "clusters": ("clusters",),
     "transfer check": ("check_transfer",),
@@ -61,13 +62,14 @@ def dependents(rules: tuple[str, ...], *, any_method: bool = True) -> set[str]:
 
     Args:
         rules: the first of them.
-        any_method: include what only some methods and budgets depend on (`OPTIONAL`).
+        any_method: include what only some methods, budgets and tasks depend on (`OPTIONAL`).
     """
     graph = {**STAGES, **OTHER_RULES}
     if any_method:
         graph["method_coreset"] = (*graph["method_coreset"], "clip_scores", "difficulty")
     else:
-        graph["shares"] = tuple(rule for rule in graph["shares"] if rule not in OPTIONAL)
+        for name in ("shares", "evaluate_model"):
+            graph[name] = tuple(rule for rule in graph[name] if rule not in OPTIONAL)
     coresets = {*CORESET_STAGES.values(), "method_coreset"}
     reached: set[str] = set()
     to_visit = list(rules)

@@ -17,6 +17,7 @@ PREFLIGHT = "preflight"  # the check before the first job, on whose results no r
 STAGES: dict[str, tuple[str, ...]] = {
     "manifest": (),
     "shards": ("manifest",),
+    "holdout_questions": ("manifest",),
     "activations": ("shards",),
     "merge": ("manifest", "activations"),
     "clusters": ("merge",),
@@ -33,7 +34,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     "full_coreset": ("merge",),
     "coreset_json": (CORESET, "merge"),
     "finetune_model": ("coreset_json",),
-    "evaluate_model": ("finetune_model",),
+    "evaluate_model": ("finetune_model", "holdout_questions"),
 }
 # Rule -> version of its results. Raise it when a change of the code changes the results for the same inputs and
 # settings. It is a param of the rule, so a new number reruns the rule; any other change of the code reruns nothing.
@@ -43,6 +44,7 @@ VERSIONS = {
     "tiny_model": 1,
     "manifest": 1,
     "shards": 1,
+    "holdout_questions": 1,
     "activations": 1,
     "merge": 1,
     "clusters": 1,

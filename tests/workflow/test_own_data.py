@@ -201,3 +201,58 @@ def test_too_many_rejected_samples_are_kept_and_named(workplace, tmp_path):
     assert kept in output
     assert len(pd.read_parquet(workplace / kept)) == 6
     assert not (workplace / "results/own/samples/manifest.parquet").exists()
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "message"),
+    [
+        ({"groups": [{"name": "x", "tasks": ["mme"]}], "holdout": 0.1}, "holdout is set, but no group asks it"),
+        ({"groups": [{"name": "x", "tasks": ["holdout"]}]}, "nothing is held out"),
+        ({"groups": [{"name": "x", "tasks": ["holdout", "mme"]}], "holdout": 0.1}, "a group of its own"),
+        ({"holdout": 0.6}, "less than or equal to 0.5"),
+    ],
+)
+def test_held_out_samples_are_asked_or_refused(evaluation, message):
+    with pytest.raises(ConfigError, match=message):
+        images_of({"evaluation": evaluation})
+
+
+def test_the_tasks_default_to_the_held_out_samples():
+    groups = images_of({"evaluation": {"holdout": 0.1}})["demo"].evaluation.groups
+    assert [(group.name, group.tasks) for group in groups] == [("holdout", ["holdout"])]
+    runs = [{"run": "a"}, {"run": "b", "evaluation": {"holdout": 0.1}}]
+    configs = images_of({"runs": runs})
+    assert [configs[run].evaluation.groups[0].name for run in ("a", "b")] == ["mini_mix", "holdout"]
+
+
+@pytest.mark.workflow
+def test_a_run_on_own_data_asks_its_held_out_samples(finished, workplace, tmp_path):
+    """Held-out samples are in no coreset, not even the full one, and every model is scored on them."""
+    shutil.copytree(finished / "resources/models", workplace / "resources/models")
+    source = json.loads((finished / "resources/mini-mix/train.json").read_text())[:300]
+    data = tmp_path / "data"
+    data.mkdir()
+    shutil.copytree(finished / "resources/mini-mix/images", data / "images")
+    (data / "train.json").write_text(json.dumps(source))
+    small = yaml.safe_load((REPO / "tests/config/small.yaml").read_text())
+    small["evaluation"]["holdout"] = 0.2
+    small |= {"run": "own", "dataset": {"annotations": str(data / "train.json"), "images": str(data / "images")}}
+    del small["clustering"]
+    code, output = run(workplace, "all", small)
+    assert code == 0, output
+    results = workplace / "results/own"
+    held_out = set(pd.read_parquet(results / "samples/holdout.parquet")["sample_id"])
+    assert 30 <= len(held_out) <= 90
+    kept = set(pd.read_parquet(results / "manifest.parquet")["sample_id"])
+    assert not held_out & kept
+    assert len(held_out | kept) == 300
+    for coreset in results.glob("coresets/*/*/coreset.json"):
+        assert not held_out & {record["id"] for record in json.loads(coreset.read_text())}
+    assert len(list(results.glob("coresets/*/*/coreset.json"))) == 3
+    scores = pd.read_csv(results / "summary.csv")
+    assert set(scores["method"]) == {"coincide", "random", "full"}
+    assert set(scores["task"]) > {"holdout_easy_vqa", "holdout_others"}
+    assert len(pd.read_parquet(results / "centroids.parquet")) == round(len(kept) / 66)
+    text = (results / "summary.md").read_text()
+    assert f"{len(held_out)} held out for evaluation" in text
+    assert "reference_model.name is the demo's toy model" in text
