@@ -95,7 +95,10 @@ def test_slurm_and_local_runs_select_the_same_coreset(finished, ready):
     assert code == 0, output
     for name in (f"{RUN}/clusters.parquet", CORESET, f"{RUN}/coresets/random/0.2/coreset.json"):
         assert same(ready, finished, name)
-    jobs = [row.split("|") for row in slurm("sacct", "-X", "-n", "-P", "--format=JobID,AllocTRES,WorkDir").splitlines()]
+    jobs = [
+        row.split("|")
+        for row in slurm("sacct", "-X", "-n", "-P", "-S", "now-1hour", "--format=JobID,AllocTRES,WorkDir").splitlines()
+    ]
     gpus = [job for job, resources, folder in jobs if "gres/gpu=1" in resources and folder == str(ready.folder)]
     assert len(gpus) == 2  # only the two shards
 
