@@ -11,6 +11,7 @@ from coincide.evaluation.results import EvaluationError, read_failure, read_scor
 
 AVERAGE = "average"  # the task name of the rows that average over tasks
 KEYS = ["target", "method", "fraction", "seed"]
+FEWEST_EXPECTED = 1  # samples of a source in an even coreset, below which none may be chance
 UNDERREPRESENTED_BELOW = 0.25  # as a fraction of an even share
 
 
@@ -136,7 +137,7 @@ def headline_table(summary: pd.DataFrame) -> pd.DataFrame:
 
 
 def underrepresented_sources(manifest: pd.DataFrame, coreset: pd.DataFrame) -> pd.Series:
-    """Sources of which a coreset keeps less than a quarter of an even share.
+    """Sources of which a coreset keeps less than a quarter of an even share, if that share is at least one sample.
 
     Args:
         manifest: table of sample_id, source.
@@ -146,8 +147,10 @@ def underrepresented_sources(manifest: pd.DataFrame, coreset: pd.DataFrame) -> p
         source -> fraction of its samples kept, in ascending order.
     """
     kept = manifest["sample_id"].isin(coreset["sample_id"])
-    fractions = kept.groupby(manifest["source"]).mean().sort_values()
-    return fractions[fractions < UNDERREPRESENTED_BELOW * kept.mean()]
+    sources = kept.groupby(manifest["source"])
+    fractions, even_shares = sources.mean().sort_values(), sources.size() * kept.mean()
+    is_low = fractions < UNDERREPRESENTED_BELOW * kept.mean()
+    return fractions[is_low & (even_shares.reindex(fractions.index) >= FEWEST_EXPECTED)]
 
 
 def as_text(

@@ -121,6 +121,9 @@ def test_underrepresented_sources_worked_by_hand():
     assert underrepresented_sources(manifest, kept).to_dict() == {"c": 0}
     kept = manifest.iloc[[*range(18), 20, 32]]  # 18/20, 1/12, 1/8, which is at the limit
     assert underrepresented_sources(manifest, kept).to_dict() == {"b": pytest.approx(1 / 12)}
+    single = pd.DataFrame({"sample_id": ["x"], "source": ["d"]})  # half a sample is expected, so none is no sign
+    manifest = pd.concat([manifest, single], ignore_index=True)
+    assert underrepresented_sources(manifest, kept).to_dict() == {"b": pytest.approx(1 / 12)}
 
 
 def test_the_closing_text_has_the_table_and_counts(summary):

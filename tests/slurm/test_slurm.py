@@ -278,7 +278,7 @@ def test_two_nodes_train_like_one_process(finished, ready):
     """Finetuning with two processes, on two nodes of one Slurm job, has the losses of a single process."""
     train_with(finished, ready, nodes=2)
     check_losses(finished, ready)
-    jobs = slurm("sacct", "-n", "-P", "--format=JobID,NNodes,NodeList,WorkDir").splitlines()
+    jobs = slurm("sacct", "-n", "-P", "-S", "now-1hour", "--format=JobID,NNodes,NodeList,WorkDir").splitlines()
     assert any("|2|n[1-2]|" in job and str(ready.folder) in job for job in jobs)
 
 
