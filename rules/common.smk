@@ -108,12 +108,14 @@ def reads_clip(run):
     return any("clip_scores" in methods.needs(name) for name in runs.methods(run))
 
 
-def models_to_check(wildcards):
-    """The folders of all models that a run loads."""
+def built_for_check(wildcards):
+    """The models and the dataset of a run that the workflow builds itself."""
     sections = ["reference_model", "target_model"]
     if reads_clip(wildcards.run):
         sections.append("clip_model")
-    return [path for section in sections for path in model_files(section)(wildcards)]
+    names = [runs.setting(wildcards.run, f"{section}.name") for section in sections]
+    models = [name for name in names if name in TINY_MODELS]
+    return [*models, *built_dataset(wildcards)]
 
 
 def repeat_stale_checks():

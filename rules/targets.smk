@@ -7,6 +7,7 @@ localrules:
     all,
     check,
     preflight,
+    preflight_inputs,
     estimate,
     select,
     finetune,

@@ -17,7 +17,7 @@ from coincide.workflow.stages import Runs
 GIB = 2**30
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 PROCESS_MEMORY = 6.0  # GiB of Python, torch and the CUDA libraries
-LEAST_PROCESS_MEMORY = 1.0  # GiB of Python and torch alone
+LEAST_PROCESS_MEMORY = 0.8  # GiB of Python and torch alone
 WORKER_MEMORY = 1.0  # GiB of a process that prepares samples
 READ_AHEAD_MEMORY = 3.0  # GiB of encoded samples in extraction
 SHORTEST = 60  # minutes

@@ -24,7 +24,7 @@ from PIL import Image
 
 from coincide import methods
 from coincide.base.errors import UserError
-from coincide.base.files import replacing, write_json
+from coincide.base.files import in_workflow_folder, replacing, write_json
 from coincide.base.gpus import machine_gpus
 from coincide.base.sections import HOLDOUT, Checkpoint, Config, Node
 from coincide.dataset.examples import SCANNED, find_examples
@@ -524,7 +524,7 @@ def _start_listing(config: Config) -> "subprocess.Popen[str]":
     # -P: the script's folder has modules whose names other packages use
     command = [config.evaluation.python or sys.executable, "-P", str(script)]
     if config.evaluation.include_path:
-        command.append(config.evaluation.include_path)
+        command.append(in_workflow_folder(config.evaluation.include_path))
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
