@@ -103,21 +103,6 @@ def checked(wildcards):
     return ancient(f"{runs.folder(wildcards.run, PREFLIGHT)}/preflight.json")
 
 
-def reads_clip(run):
-    """Whether a method of a run reads CLIP scores."""
-    return any("clip_scores" in methods.needs(name) for name in runs.methods(run))
-
-
-def built_for_check(wildcards):
-    """The models and the dataset of a run that the workflow builds itself."""
-    sections = ["reference_model", "target_model"]
-    if reads_clip(wildcards.run):
-        sections.append("clip_model")
-    names = [runs.setting(wildcards.run, f"{section}.name") for section in sections]
-    models = [name for name in names if name in TINY_MODELS]
-    return [*models, *built_dataset(wildcards)]
-
-
 def repeat_stale_checks():
     """Repeat the checks that jobs wait for, if what they depend on has changed."""
     to_run = list(workflow.dag.needrun_jobs())

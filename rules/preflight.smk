@@ -1,20 +1,10 @@
 # The check of a run before its first job on a GPU. Jobs wait for it, but it reruns none of them: it is an ancient input.
-# It is repeated before a start if its settings have changed (onstart, `coincide.workflow.recheck`), and has no params and
-# only ancient inputs, because Snakemake overlooks other changes of the jobs that depend on a job that has to run.
-
-
-# What the workflow builds itself and the check reads. The rule is one of its own because a changed set of inputs reruns
-# a rule: this one, and not the check.
-rule preflight_inputs:
-    input:
-        lambda wildcards: list(map(ancient, built_for_check(wildcards))),
-    output:
-        touch("results/{run}/preflight.inputs"),
+# It is repeated before a start if its settings have changed (onstart, `coincide.workflow.recheck`). It has neither params
+# nor inputs, because Snakemake overlooks other changes of all jobs below a job that has to run. What the workflow builds
+# itself and is not there yet is not checked.
 
 
 rule preflight:
-    input:
-        ancient("results/{run}/preflight.inputs"),
     output:
         report="results/{run}/preflight.json",
         text="results/{run}/preflight.md",

@@ -7,7 +7,6 @@ localrules:
     all,
     check,
     preflight,
-    preflight_inputs,
     estimate,
     select,
     finetune,

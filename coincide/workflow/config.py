@@ -211,6 +211,14 @@ def _layer_problems(config: Config) -> Iterator[str]:
             yield f"reference_model.layers: {error}"
 
 
+def is_to_be_built(path: str | list[str]) -> bool:
+    """Whether the path of a model or of annotations is of what the workflow builds itself, and has not yet built."""
+    if not isinstance(path, str):
+        return False
+    built = [*TINY_MODELS, *(f"{mix}/train.json" for mix in (MINI_MIX, EVEN_MIX))]
+    return path in built and not Path(path).exists()
+
+
 def demo_settings(config: Config) -> list[str]:
     """One line for each setting that is still the demo's although the dataset is the user's own."""
     if config.dataset.annotations in [f"{mix}/train.json" for mix in (MINI_MIX, EVEN_MIX)]:

@@ -43,7 +43,7 @@ from coincide.models.loading import load_config, load_processor
 from coincide.models.revisions import resolve
 from coincide.training.adaptation import freeze, with_lora
 from coincide.training.collator import IGNORED_LABEL, Collator
-from coincide.workflow.config import count_samples
+from coincide.workflow.config import count_samples, is_to_be_built
 from coincide.workflow.job import set_revisions
 from coincide.workflow.job_resources import (
     GIB,
@@ -197,6 +197,8 @@ def _load_models(config, found):
 
 def _load(checkpoint: Checkpoint, key: str, found: Findings) -> _Loaded | None:
     model = processor = None
+    if is_to_be_built(checkpoint.name):
+        return None
     where = "set it to a hub name that this machine can reach (or that `hf download` has stored), or to a model folder"
     with found.problem(f"{key}.name: {checkpoint.name}", where):
         resolved = resolve(checkpoint)
@@ -328,6 +330,8 @@ def _check_clip(config, examples, found):
     from transformers import AutoConfig, AutoProcessor
 
     clip = config.clip_model
+    if is_to_be_built(clip.name):
+        return
     where = "set it to a CLIP model: a hub name that this machine can reach, or a folder"
     with found.problem(f"clip_model.name: {clip.name}", where):
         checkpoint = Checkpoint(clip.name, clip.revision)
@@ -348,6 +352,8 @@ def _check_clip(config, examples, found):
 def _find_examples(config: Config, found: Findings) -> dict[str, Sample]:
     """A sample of each kind whose images can be opened."""
     examples: dict[str, Sample] = {}
+    if is_to_be_built(config.dataset.annotations):
+        return examples
     with found.problem("dataset.annotations", "correct the dataset"):
         examples = find_examples(open_dataset(config.dataset.annotations))
     if not examples and not found.problems:

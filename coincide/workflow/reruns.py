@@ -102,7 +102,10 @@ def settings(section: type[Section] = Config, prefix: str = "") -> Iterator[tupl
 
 
 def _first_rules(dotted, section, name):
-    return READERS.get(dotted) or EXPANDED.get(dotted) or section.stages_of(name)
+    if rules := READERS.get(dotted) or EXPANDED.get(dotted):
+        return rules
+    # a section of training belongs to the demo's models, too
+    return tuple(rule for rule in section.stages_of(name) if rule != "tiny_model")
 
 
 def _all_settings():

@@ -151,7 +151,6 @@ def test_a_dry_run_lists_what_the_table_says_for_every_setting(finished, tmp_pat
     shutil.copytree(finished / "resources/models/reference", tmp_path / "model")
     in_run = {job["rule"] for job in json.loads((finished / RUN / "plan.json").read_text())["jobs"]} - {
         "preflight",
-        "preflight_inputs",
     }
 
     def check(setting):
