@@ -207,11 +207,24 @@ def model_files(section):
 
     def files(wildcards):
         name = runs.setting(wildcards.run, f"{section}.name")
-        if name in TINY_MODELS:
+        if name in TINY_MODELS or conversion_of(name, runs.configs[wildcards.run]):
             return [name]
         return [ancient(name)] if os.path.isdir(name) else []
 
     return files
+
+
+def source_folders(wildcards):
+    """The folders that a converted model is read from, none for hub names."""
+    sources = ANY_RUN.converted_models[wildcards.converted].sources.values()
+    return [ancient(source.name) for source in sources if os.path.isdir(source.name)]
+
+
+def checks_of_users(wildcards):
+    """The checks of the runs that use a converted model, which is not built before they have passed."""
+    folder = f"{MODELS}/{wildcards.converted}"
+    users = [run for run in runs if folder in used_conversions(runs.configs[run])]
+    return [ancient(f"{runs.folder(run, PREFLIGHT)}/preflight.json") for run in users]
 
 
 def tasks_of(run):
@@ -245,7 +258,9 @@ def benchmark_folders(run):
         runs.setting(run, f"{model}.name")
         for model in ("reference_model", "target_model")
     ]
-    builds = any(name in TINY_MODELS for name in names)
+    builds = any(
+        name in TINY_MODELS or conversion_of(name, runs.configs[run]) for name in names
+    )
     return [f"results/{run}/benchmarks", *["resources/benchmarks"] * builds]
 
 
