@@ -12,9 +12,9 @@ from coincide.models.sizes import UNKNOWN_PARAMETERS, parameters_in_name
 from coincide.workflow.job_resources import Sizes, demand, rules_with_demand
 from coincide.workflow.overlay import check_runs, overlaid
 
-RECIPES = {"llava665k": 665_298, "vision_flan": 186_103}  # name -> samples
+RECIPES = {"llava665k": 665_298, "vision_flan": 186_103, "qwen2_5_vl": 665_298}  # name -> samples
 # Parameters of models whose names do not tell, from their model cards
-KNOWN_PARAMETERS = {"bczhou/tiny-llava-v1-hf": 1.4e9, "openai/clip-vit-large-patch14-336": 4.3e8}
+KNOWN_PARAMETERS = {"openai/clip-vit-large-patch14-336": 4.3e8}
 BEGIN, END = "<!-- written by make cluster-table -->", "<!-- end -->"
 OTHER_RULES = ("tiny_model", "preflight")  # of the demo; run where Snakemake runs
 
