@@ -1244,49 +1244,69 @@ def original_llava(folder):
     _save_bins(folder, tensors | {name: torch.ones(4) for name in buffers})
 
 
+ORIGINALS_READ = "2026-11-26"
 _COINCIDE = "G-JWLee/COINCIDE_code (629f7760, 2024-11-04)"
 _LLAVA = "haotian-liu/LLaVA (c121f043, 2024-05-12)"
-# name on the hub -> (function that writes the folder, sources, what no public file showed)
-ORIGINALS: dict[str, tuple[Callable[[Any], None], tuple[str, ...], str]] = {
-    "bczhou/TinyLLaVA-2.0B": (
-        original_tiny_llava,
-        (
-            f"{_COINCIDE}: tinyllava/model/builder.py, language_model/llava_stablelm.py, stablelm/ (config keys, names "
-            "of tensors, tokenizer), siglip_encoder.py",
-            "TinyLLaVA/TinyLLaVA_Factory: convert_legecy_weights_to_tinyllavafactory.py (keys that it reads, "
-            "mm_vision_tower, safetensors with or without an index)",
+
+ORIGINALS: dict[str, Replica] = {
+    replica.name: replica
+    for replica in (
+        Replica(
+            "bczhou/TinyLLaVA-2.0B",
+            "llava",
+            original_tiny_llava,
+            (
+                f"{_COINCIDE}: tinyllava/model/builder.py, language_model/llava_stablelm.py, stablelm/ (keys of "
+                "config.json, names of tensors, tokenizer)",
+                "TinyLLaVA/TinyLLaVA_Factory: its conversion of this checkpoint (keys that it reads, mm_vision_tower, "
+                "safetensors with or without an index)",
+            ),
+            "the values of config.json are StableLM-2-1.6B's; whether the weights are one file or several",
         ),
-        "the values of config.json are StableLM-2-1.6B's; whether the weights are one file or several",
-    ),
-    "bczhou/TinyLLaVA-2.0B-SigLIP": (
-        original_siglip,
-        (f"{_COINCIDE}: siglip_encoder.py deletes the last layer when it builds the tower", "SigLipVisionConfig there"),
-        "that the saved tower lacks its last layer follows from the code that saved it; config.json",
-    ),
-    "liuhaotian/llava-v1.5-7b": (
-        original_llava,
-        (f"{_LLAVA}: llava_arch.py, multimodal_projector/builder.py, train.py", "LlamaForCausalLM of transformers"),
-        "config.json follows what train.py sets",
-    ),
-    "lmsys/vicuna-7b-v1.5": (original_vicuna, ("LlamaForCausalLM of transformers 4.31",), "tokenizer_config.json"),
-    "openai/clip-vit-large-patch14-336": (
-        original_clip,
-        (f"{_SCRIPTS}/clip (names of tensors, the sections of config.json)",),
-        "preprocessor_config.json follows CLIPFeatureExtractor of 2022",
-    ),
-    "liuhaotian/llava-v1.5-mlp2x-336px-pretrain-vicuna-7b-v1.5": (
-        original_projector,
-        (f"{_LLAVA}: llava_arch.py (initialize_vision_modules), llava_trainer.py (saves mm_projector.bin)",),
-        "config.json",
-    ),
+        Replica(
+            "bczhou/TinyLLaVA-2.0B-SigLIP",
+            "llava",
+            original_siglip,
+            (f"{_COINCIDE}: siglip_encoder.py (its config; it deletes the last layer when it builds the tower)",),
+            "that the saved tower lacks its last layer follows from that code; config.json",
+        ),
+        Replica(
+            "liuhaotian/llava-v1.5-7b",
+            "llava",
+            original_llava,
+            (f"{_LLAVA}: llava_arch.py, multimodal_projector/builder.py, train.py (keys of config.json)",),
+            "the names of the decoder's tensors are those of LlamaForCausalLM in transformers",
+        ),
+        Replica(
+            "lmsys/vicuna-7b-v1.5",
+            "llava",
+            original_vicuna,
+            ("LlamaForCausalLM and LlamaTokenizer of transformers 4.31",),
+            "tokenizer_config.json",
+        ),
+        Replica(
+            "openai/clip-vit-large-patch14-336",
+            "llava",
+            original_clip,
+            ("transformers: src/transformers/models/clip (names of tensors, the sections of config.json)",),
+            "preprocessor_config.json follows CLIPFeatureExtractor of 2022",
+        ),
+        Replica(
+            "liuhaotian/llava-v1.5-mlp2x-336px-pretrain-vicuna-7b-v1.5",
+            "llava",
+            original_projector,
+            (f"{_LLAVA}: llava_arch.py (initialize_vision_modules), llava_trainer.py (saves mm_projector.bin)",),
+            "config.json",
+        ),
+    )
 }
 
 
 def build_originals(folder):
     """Write the replicas in LLaVA's original format: dict of name on the hub -> folder."""
     folders = {}
-    for name, (write, _, _) in ORIGINALS.items():
+    for name, replica in ORIGINALS.items():
         folders[name] = folder / name.replace("/", "--")
         folders[name].mkdir(parents=True)
-        write(folders[name])
+        replica.write(folders[name])
     return folders

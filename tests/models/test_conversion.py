@@ -8,12 +8,15 @@ import base64
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import tiktoken
 import torch
 import torch.nn.functional as F
+from conftest import REPO
 from PIL import Image
 from replicas import ARCADE_SPECIAL, ORIGINAL_SIZES, TOWER_SIZES, build_originals
 from safetensors.torch import load_file, save_file
@@ -297,6 +300,50 @@ def test_a_tower_inside_the_checkpoint_is_read_if_it_was_trained(originals, tmp_
     assert torch.equal(converted_weight(tmp_path / "only"), named + 1)
 
 
+def test_tied_embeddings_stay_tied(originals, tmp_path):
+    folder = changed_config(tmp_path / "language-model", originals[VICUNA], tie_word_embeddings=True)
+    for path in folder.glob("*.bin"):
+        tensors = torch.load(path, weights_only=True)
+        tensors.pop("lm_head.weight", None)
+        torch.save(tensors, path)
+    convert(section(originals, **{**SOURCES["assembled"], "language_model": folder}), tmp_path / "model")
+    model, processor = load_model(tmp_path / "model", device="cpu")
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    assert len(model.lm_head.weight) > processor.image_token_id
+
+
+CACHED = """
+import sys
+from coincide.base.sections import ConvertedModel
+from coincide.models.conversion import check_weights, convert, describe
+model = ConvertedModel.model_validate({"checkpoint": {"name": "bczhou/TinyLLaVA-2.0B"}})
+check_weights(describe(model), download=False)
+convert(model, sys.argv[1])
+"""
+
+
+def test_hub_names_are_read_from_the_cache_without_a_connection(originals, tmp_path):
+    commits = {name: f"{i}" * 40 for i, name in enumerate((TINY_LLAVA, SIGLIP), 1)}
+    for name, commit in commits.items():
+        folder = tmp_path / f"hub/models--{name.replace('/', '--')}"
+        (folder / "refs").mkdir(parents=True)
+        (folder / "refs/main").write_text(commit)
+        shutil.copytree(originals[name], folder / f"snapshots/{commit}")
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(REPO)}
+    output = tmp_path / "model"
+    done = subprocess.run(
+        [sys.executable, "-c", CACHED, output], env=environment, text=True, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    note = (output / "CONVERTED.md").read_text()
+    assert all(f"{name} (commit {commit})" in note for name, commit in commits.items())
+    convert(section(originals, **SOURCES["tinyllava"]), tmp_path / "from-folders")
+    expected = load_file(next((tmp_path / "from-folders").glob("model-*")))
+    found = load_file(next(output.glob("model-*")))
+    assert set(found) == set(expected)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 def test_shards_are_written_one_after_the_other(tmp_path):
     tensors = {f"w{i}": torch.full((3, 4), float(i), dtype=torch.float16) for i in range(5)}
     write_shards(iter(tensors.items()), tmp_path, shard_bytes=50)
@@ -315,19 +362,22 @@ def test_shards_are_written_one_after_the_other(tmp_path):
 
 
 class Code:
-    """What a file of weights must not be able to do."""
+    """What a file of weights must not be able to do: create a file."""
+
+    def __init__(self, path):
+        self.path = path
 
     def __reduce__(self):
-        return os.system, ("touch /tmp/coincide-code-was-run",)
+        return os.mkdir, (str(self.path),)
 
 
 def test_code_in_a_file_of_weights_is_refused(originals, tmp_path):
     folder = tmp_path / "projector"
     shutil.copytree(originals[PROJECTOR], folder)
-    torch.save({"model.mm_projector.0.weight": Code()}, folder / "mm_projector.bin")
+    torch.save({"model.mm_projector.0.weight": Code(tmp_path / "code-was-run")}, folder / "mm_projector.bin")
     with pytest.raises(WeightsError, match="more in it than tensors"):
         convert(section(originals, **{**SOURCES["assembled"], "projector": folder}), tmp_path / "out")
-    assert not os.path.exists("/tmp/coincide-code-was-run")
+    assert not (tmp_path / "code-was-run").exists()
     assert not (tmp_path / "out").exists()
 
 
