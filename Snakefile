@@ -25,7 +25,6 @@ from coincide.workflow.config import (
     check_workflow_folder,
     conversion_of,
     demo_settings,
-    used_conversions,
 )
 from coincide.workflow.content import changed_dataset_text, dataset_content, kept_text
 from coincide.workflow.job import offer_package

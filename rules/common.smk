@@ -214,19 +214,6 @@ def model_files(section):
     return files
 
 
-def source_folders(wildcards):
-    """The folders that a converted model is read from, none for hub names."""
-    sources = ANY_RUN.converted_models[wildcards.converted].sources.values()
-    return [ancient(source.name) for source in sources if os.path.isdir(source.name)]
-
-
-def checks_of_users(wildcards):
-    """The checks of the runs that use a converted model, which is not built before they have passed."""
-    folder = f"{MODELS}/{wildcards.converted}"
-    users = [run for run in runs if folder in used_conversions(runs.configs[run])]
-    return [ancient(f"{runs.folder(run, PREFLIGHT)}/preflight.json") for run in users]
-
-
 def tasks_of(run):
     """All tasks of a run's evaluation."""
     groups = runs.setting(run, "evaluation.groups")

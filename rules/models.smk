@@ -1,10 +1,9 @@
 # Models that are converted into the format of transformers; the same in all runs.
+#
+# The sources are no inputs: they may be removed once the model is written. A source with another name is another param.
 
 
 rule converted_model:
-    input:
-        checks=checks_of_users,
-        sources=source_folders,
     output:
         directory(f"{MODELS}/{{converted}}"),
     log:

@@ -344,9 +344,9 @@ def check_weights(conversion: Conversion, *, download: bool = True) -> None:
     """
     files = _weight_files(conversion, download=download)
     shapes: dict[str, tuple[int, ...]] = {}
-    for part, paths in files.items():
+    for paths in files.values():
         for path in paths:
-            shapes |= dict(_renamed(part, read_shapes(path).items(), files))
+            shapes |= dict(_renamed(read_shapes(path).items(), files))
     expected = _expected_shapes(conversion)
     _check_shapes(conversion, shapes, expected)
     missing = [name for name in expected if name not in shapes and not _may_be_missing(conversion, name)]
@@ -412,8 +412,8 @@ def _has_vision_tower(paths):
     return any(name.startswith(INNER_VISION_TOWER) for name in names)
 
 
-def _renamed(part, tensors, files):
-    """Yield (name in transformers, value) of what a part is read for."""
+def _renamed(tensors, files):
+    """Yield (name in transformers, value); what the model does not have is left out."""
     for name, value in tensors:
         if name.startswith(INNER_VISION_TOWER) and "vision_tower" in files:
             continue
@@ -467,7 +467,7 @@ def _converted_tensors(conversion: Conversion) -> Iterator[tuple[str, torch.Tens
     for part, paths in files.items():
         for path in paths:
             log.info("%s: %s", part, path)
-            for name, tensor in _renamed(part, read_tensors(path), files):
+            for name, tensor in _renamed(read_tensors(path), files):
                 if name not in expected:
                     continue  # an output layer that is tied to the embeddings
                 written.add(name)

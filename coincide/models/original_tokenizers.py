@@ -36,6 +36,7 @@ ARCADE_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 ARCADE_FILE = "arcade100k.tiktoken"
+SAMPLE = "A chat between a user and an assistant. USER: Is 2 + 2 = 4?\nASSISTANT: Yes, it is."
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -71,14 +72,14 @@ def load_tokenizer(source: ModelSource, text_config: Any) -> Any:
         if not (folder / "tokenizer.json").exists() and (folder / ARCADE_FILE).exists():
             return _arcade_tokenizer(folder / ARCADE_FILE, settings)
         if not (folder / "tokenizer.json").exists() and (folder / "tokenizer.model").exists():
-            return _sentencepiece_tokenizer(folder, settings)
+            return _sentencepiece_tokenizer(source.name, folder, settings)
         if (folder / "tokenizer.json").exists() and not hasattr(transformers, settings.get("tokenizer_class", "")):
             settings["tokenizer_class"] = PreTrainedTokenizerFast.__name__
         path.write_text(json.dumps(settings))
         return AutoTokenizer.from_pretrained(folder, config=text_config)
 
 
-def _sentencepiece_tokenizer(folder, settings):
+def _sentencepiece_tokenizer(name, folder, settings):
     """Llama's tokenizer from tokenizer.model alone, which transformers reads only with a matching protobuf."""
     pieces = SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
     vocab = {pieces.id_to_piece(i): i for i in range(len(pieces))}
@@ -98,6 +99,8 @@ def _sentencepiece_tokenizer(folder, settings):
         padding_side=settings.get("padding_side", "right"),
         **{key: token["content"] if isinstance(token, dict) else token for key, token in tokens.items()},
     )
+    if tokenizer(SAMPLE, add_special_tokens=False)["input_ids"] != pieces.encode(SAMPLE):
+        raise SourceError(f"{name}: tokenizer.model is not of Llama's kind; add a tokenizer.json")
     path = folder / "added_tokens.json"
     added = json.loads(path.read_text()) if path.exists() else {}
     tokenizer.add_tokens(sorted(added, key=added.__getitem__), special_tokens=True)

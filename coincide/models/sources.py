@@ -13,7 +13,20 @@ class SourceError(UserError):
 
 
 def find_file(source: ModelSource, name: str, *, required: bool = True, download: bool = True) -> Path | None:
-    """A file of a folder or of a hub name; None if it is not there."""
+    """A file of a folder or of a hub name.
+
+    Args:
+        source: section of the config.
+        name: of the file.
+        required: it has to be there.
+        download: from the hub, if it is not in the cache.
+
+    Returns:
+        None if it is not there and not required.
+
+    Raises:
+        SourceError: a required file is not there.
+    """
     try:
         path = cached_file(
             source.name,

@@ -211,7 +211,8 @@ def _conversion_problems(config):
             yield f"converted_models.{name}: the demo's models have this name; rename it"
         for key, source in model.sources.items():
             yield from _brace_problems(f"converted_models.{name}.{key}.name", [source.name])
-            if source.name.startswith(("/", "./", "../", "resources/")) and not _is_folder(source.name):
+            missing = source.name.startswith(("/", "./", "../", "resources/")) and not _is_folder(source.name)
+            if missing and not _is_folder(f"{MODELS}/{name}"):
                 yield (
                     f"converted_models.{name}.{key}.name: the folder {source.name} does not exist; set it to an "
                     "existing folder or a hub name"

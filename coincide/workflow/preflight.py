@@ -207,7 +207,7 @@ def _load(checkpoint: Checkpoint, key: str, config: Config, found: Findings) -> 
 
 
 def _load_described(conversion, checkpoint, key, found):
-    """A model that is still to be converted: checked are its sources, and all but the weights of what it becomes."""
+    """A model that is still to be converted: its sources, and what it becomes but for the weights."""
     name = checkpoint.name
     described = None
     with found.problem(f"converted_models.{Path(name).name}", "correct its sources"):

@@ -20,7 +20,7 @@ from conftest import REPO
 from PIL import Image
 from replicas import ARCADE_SPECIAL, ORIGINAL_SIZES, TOWER_SIZES, build_originals
 from safetensors.torch import load_file, save_file
-from sentencepiece import SentencePieceProcessor
+from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
 from coincide.base.sections import ConvertedModel
 from coincide.models.chat import encode, render
@@ -422,6 +422,21 @@ def test_parts_that_do_not_fit_or_are_not_there(originals, tmp_path):
     shutil.copytree(originals[VICUNA], tmp_path / "no-tokenizer", ignore=shutil.ignore_patterns("tokenizer.model"))
     with pytest.raises(SourceError, match="has no tokenizer"):
         describe(section(originals, **{**SOURCES["assembled"], "language_model": tmp_path / "no-tokenizer"}))
+
+
+def test_a_tokenizer_of_another_kind_is_refused(originals, tmp_path):
+    folder = tmp_path / "language-model"
+    shutil.copytree(originals[VICUNA], folder, ignore=shutil.ignore_patterns("tokenizer.model"))
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(["a user asks what this is and an assistant answers it, yes or no? 2 + 2 = 4"] * 20),
+        model_prefix=str(folder / "tokenizer"),
+        model_type="unigram",
+        vocab_size=60,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    with pytest.raises(SourceError, match=r"tokenizer\.model is not of Llama's kind; add a tokenizer\.json"):
+        describe(section(originals, **{**SOURCES["assembled"], "language_model": folder}))
 
 
 def test_tokens_of_the_published_vocabulary_follow_its_ranks(originals):

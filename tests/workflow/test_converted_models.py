@@ -203,9 +203,21 @@ def test_a_run_reads_a_converted_model_and_trains_an_assembled_one(workplace, or
         assert (workplace / f"resources/models/{name}/CONVERTED.md").exists()
     adapter = workplace / "results/converted/models/target/coincide/0.3/0/adapter_config.json"
     assert json.loads(adapter.read_text())["base_model_name_or_path"].endswith("resources/models/llava-pretrained")
+    # another run on the same models, whose sources have been removed
+    kept = {name: workplace / name.replace("/", "-") for name in originals}
+    for name, folder in originals.items():
+        shutil.move(folder, kept[name])
     code, output = workplace.run("-n", config=workplace / "converted.yaml")
-    assert code == 0
+    assert code == 0, output
     assert "Nothing to be done" in output
+    more = {**settings, "runs": [{"run": "converted"}, {"run": "deep", "reference_model": {"layers": [2]}}]}
+    (workplace / "more.yaml").write_text(yaml.safe_dump(more))
+    code, output = workplace.run("-n", config=workplace / "more.yaml")
+    assert code == 0, output
+    assert "activations " in output
+    assert "converted_model " not in output
+    for name, folder in originals.items():
+        shutil.move(kept[name], folder)
     # a conversion with another setting: only what depends on it
     settings["converted_models"]["llava-pretrained"]["image_aspect_ratio"] = "square"
     (workplace / "converted.yaml").write_text(yaml.safe_dump(settings))
