@@ -126,11 +126,12 @@ def describe(model: ConvertedModel) -> Conversion:
         llava = _read_config(model.projector, required=False)
         text_config = _language_model_config(decoder)
         aspect_ratio = "pad"
-    _check_settings(llava, key if model.checkpoint else "projector")
+    described_in = "checkpoint" if model.checkpoint else "projector"  # whose config.json has LLaVA's keys
+    _check_settings(llava, described_in)
     sources = {key: decoder}
     if model.projector:
         sources["projector"] = model.projector
-    sources["vision_tower"] = model.vision_tower or _named_vision_tower(llava, key)
+    sources["vision_tower"] = model.vision_tower or _named_vision_tower(llava, described_in)
     vision_config = _vision_config(sources["vision_tower"])
     expected = llava.get("mm_hidden_size", vision_config.hidden_size)
     if expected != vision_config.hidden_size:

@@ -415,6 +415,13 @@ def test_parts_that_do_not_fit_or_are_not_there(originals, tmp_path):
         describe(section(originals, **{**SOURCES["assembled"], "vision_tower": vision}))
     with pytest.raises(SourceError, match=r"has no config\.json.*set it to a folder with this file"):
         describe(section(originals, checkpoint=tmp_path / "nowhere"))
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    shutil.copy(originals[PROJECTOR] / "mm_projector.bin", bare)
+    parts = {"language_model": VICUNA, "projector": bare}
+    with pytest.raises(SourceError, match=r"projector: config\.json names no vision tower .*set vision_tower"):
+        describe(section(originals, **parts))
+    check_weights(describe(section(originals, **parts, vision_tower=CLIP)))  # the file alone is enough
     without = tmp_path / "without"
     shutil.copytree(originals[VICUNA], without, ignore=shutil.ignore_patterns("*-00002-of-*"))
     with pytest.raises(SourceError, match=r"pytorch_model-00002-of-00002\.bin"):
