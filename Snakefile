@@ -4,6 +4,7 @@
 # default config builds for itself are under resources/. Each file of rules/ is one room of the library, and a rule,
 # its script and its artefact carry the same word. A config may list several runs: what they have in common is
 # computed once, by the first of them.
+import re
 import sys
 from functools import cache
 
@@ -19,8 +20,10 @@ from coincide.dataset.formats import expand_annotations, is_json
 from coincide.workflow.config import (
     EVEN_MIX,
     MINI_MIX,
+    MODELS,
     TINY_MODELS,
     check_workflow_folder,
+    conversion_of,
     demo_settings,
 )
 from coincide.workflow.console import (
@@ -108,6 +111,7 @@ rule all:
 
 
 include: "rules/demo.smk"
+include: "rules/models.smk"
 include: "rules/preflight.smk"
 include: "rules/dataset.smk"
 include: "rules/extraction.smk"

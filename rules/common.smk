@@ -207,7 +207,7 @@ def model_files(section):
 
     def files(wildcards):
         name = runs.setting(wildcards.run, f"{section}.name")
-        if name in TINY_MODELS:
+        if name in TINY_MODELS or conversion_of(name, runs.configs[wildcards.run]):
             return [name]
         return [ancient(name)] if os.path.isdir(name) else []
 
@@ -245,7 +245,9 @@ def benchmark_folders(run):
         runs.setting(run, f"{model}.name")
         for model in ("reference_model", "target_model")
     ]
-    builds = any(name in TINY_MODELS for name in names)
+    builds = any(
+        name in TINY_MODELS or conversion_of(name, runs.configs[run]) for name in names
+    )
     return [f"results/{run}/benchmarks", *["resources/benchmarks"] * builds]
 
 

@@ -10,6 +10,7 @@ Every entry names its sources: public files that show the snapshot, and the day 
 which parts no public file showed; these follow transformers' conversion scripts and classes.
 """
 
+import base64
 import json
 import shutil
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
+from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from tokenizers import (
     AddedToken,
     Regex,
@@ -29,6 +32,7 @@ from tokenizers import (
     trainers,
 )
 from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 READ = "2026-11-25"
 SHARD_BYTES = 60_000  # weights are split into files of this size
@@ -968,3 +972,341 @@ def build(name, folder):
         shutil.move(path, folder / path.name)
     shutil.rmtree(saved)
     assert (folder / "model.safetensors.index.json").exists()
+
+
+# --- LLaVA's original format ------------------------------------------------------------------------------------------
+# What the rule `converted_model` reads. Names, shapes and file sets are the published ones; weights are random.
+
+ORIGINAL_SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
+TOWER_SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2}
+# Keys that both codes write: LLaVA's initialize_vision_modules and train.py
+_LLAVA_KEYS = {
+    "freeze_mm_mlp_adapter": False,
+    "image_aspect_ratio": "pad",
+    "mm_hidden_size": 16,
+    "mm_projector_type": "mlp2x_gelu",
+    "mm_use_im_patch_token": False,
+    "mm_use_im_start_end": False,
+    "mm_vision_select_feature": "patch",
+    "mm_vision_select_layer": -2,
+    "tune_mm_mlp_adapter": False,
+    "use_cache": True,
+    "use_mm_proj": True,
+}
+
+
+def _random(shapes, seed, dtype=torch.float16):
+    generator = torch.Generator().manual_seed(seed)
+    scale = {1: 0.2, 2: 0.2, 4: 0.05}
+    return {
+        name: (torch.randn(shape, generator=generator) * scale[len(shape)] + (len(shape) == 1 and "weight" in name)).to(
+            dtype
+        )
+        for name, shape in shapes.items()
+    }
+
+
+def _linear(name, outputs, inputs, *, bias=False):
+    return {f"{name}.weight": (outputs, inputs), **({f"{name}.bias": (outputs,)} if bias else {})}
+
+
+def _norm(name, size, *, bias=True):
+    return {f"{name}.weight": (size,), **({f"{name}.bias": (size,)} if bias else {})}
+
+
+def _decoder_shapes(rows, *, norm_bias, qkv_bias):
+    hidden, inner = ORIGINAL_SIZES["hidden_size"], ORIGINAL_SIZES["intermediate_size"]
+    shapes = {"model.embed_tokens.weight": (rows, hidden), "lm_head.weight": (rows, hidden)}
+    for i in range(ORIGINAL_SIZES["num_hidden_layers"]):
+        layer = f"model.layers.{i}"
+        for name in "qkv":
+            shapes |= _linear(f"{layer}.self_attn.{name}_proj", hidden, hidden, bias=qkv_bias)
+        shapes |= _linear(f"{layer}.self_attn.o_proj", hidden, hidden)
+        shapes |= _linear(f"{layer}.mlp.gate_proj", inner, hidden) | _linear(f"{layer}.mlp.up_proj", inner, hidden)
+        shapes |= _linear(f"{layer}.mlp.down_proj", hidden, inner)
+        shapes |= _norm(f"{layer}.input_layernorm", hidden, bias=norm_bias)
+        shapes |= _norm(f"{layer}.post_attention_layernorm", hidden, bias=norm_bias)
+    return shapes | _norm("model.norm", hidden, bias=norm_bias)
+
+
+def _projector_shapes():
+    hidden = ORIGINAL_SIZES["hidden_size"]
+    first = _linear("model.mm_projector.0", hidden, TOWER_SIZES["hidden_size"], bias=True)
+    return first | _linear("model.mm_projector.2", hidden, hidden, bias=True)
+
+
+def _tower_shapes(layers, *, clip):
+    hidden, inner, prefix = TOWER_SIZES["hidden_size"], TOWER_SIZES["intermediate_size"], "vision_model"
+    shapes = {
+        f"{prefix}.embeddings.patch_embedding.weight": (hidden, 3, 14, 14),
+        f"{prefix}.embeddings.position_embedding.weight": (4 + clip, hidden),
+    }
+    if clip:
+        shapes |= {f"{prefix}.embeddings.class_embedding": (hidden,)} | _norm(f"{prefix}.pre_layrnorm", hidden)
+    else:
+        shapes[f"{prefix}.embeddings.patch_embedding.bias"] = (hidden,)
+    for i in range(layers):
+        layer = f"{prefix}.encoder.layers.{i}"
+        for name in ("q", "k", "v", "out"):
+            shapes |= _linear(f"{layer}.self_attn.{name}_proj", hidden, hidden, bias=True)
+        shapes |= _norm(f"{layer}.layer_norm1", hidden) | _norm(f"{layer}.layer_norm2", hidden)
+        shapes |= _linear(f"{layer}.mlp.fc1", inner, hidden, bias=True)
+        shapes |= _linear(f"{layer}.mlp.fc2", hidden, inner, bias=True)
+    return shapes | _norm(f"{prefix}.post_layernorm", hidden)
+
+
+def _save_bins(folder, tensors, shards=2):
+    """pytorch_model-….bin files with their index."""
+    names = list(tensors)
+    weight_map = {}
+    for i in range(shards):
+        file = f"pytorch_model-{i + 1:05}-of-{shards:05}.bin"
+        part = {name: tensors[name] for name in names[i::shards]}
+        torch.save(part, folder / file)
+        weight_map |= dict.fromkeys(part, file)
+    write_json(folder, "pytorch_model.bin.index.json", {"metadata": {}, "weight_map": weight_map})
+
+
+def _sentencepiece_model(folder):
+    """tokenizer.model as Llama's: byte fallback, split digits, a space before the text."""
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXTS * 20),
+        model_prefix=str(folder / "tokenizer"),
+        model_type="bpe",
+        vocab_size=384,
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        split_digits=True,
+        remove_extra_whitespaces=False,
+        normalization_rule_name="identity",
+        pad_id=-1,
+        minloglevel=2,
+    )
+    (folder / "tokenizer.vocab").unlink()
+    return len(SentencePieceProcessor(model_file=str(folder / "tokenizer.model")))
+
+
+def _vicuna_tokenizer(folder):
+    """tokenizer.model, tokenizer_config.json and special_tokens_map.json of vicuna-7b-v1.5; returns its size."""
+    size = _sentencepiece_model(folder)
+
+    def token(content):
+        return {"__type": "AddedToken", "content": content, "lstrip": False, "normalized": False, "rstrip": False,
+                "single_word": False}  # fmt: skip
+
+    config = {"add_bos_token": True, "add_eos_token": False, "bos_token": token("<s>"), "eos_token": token("</s>")}
+    config |= {"clean_up_tokenization_spaces": False, "legacy": False, "model_max_length": 2048, "pad_token": None}
+    config |= {"padding_side": "right", "sp_model_kwargs": {}, "tokenizer_class": "LlamaTokenizer"}
+    write_json(folder, "tokenizer_config.json", {**config, "unk_token": token("<unk>")})
+    special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<unk>", "unk_token": "<unk>"}
+    write_json(folder, "special_tokens_map.json", special)
+    return size
+
+
+def _llama_keys(size):
+    return {
+        **ORIGINAL_SIZES,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "hidden_act": "silu",
+        "initializer_range": 0.02,
+        "max_position_embeddings": 4096,
+        "num_key_value_heads": ORIGINAL_SIZES["num_attention_heads"],
+        "pad_token_id": 0,
+        "pretraining_tp": 1,
+        "rms_norm_eps": 1e-05,
+        "rope_scaling": None,
+        "tie_word_embeddings": False,
+        "torch_dtype": "float16",
+        "vocab_size": size,
+    }
+
+
+def original_vicuna(folder):
+    """A language model alone, with the buffers that transformers saved in 2023."""
+    size = _vicuna_tokenizer(folder)
+    config = {"_name_or_path": "vicuna-7b-v1.5", "architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+    write_json(folder, "config.json", {**config, **_llama_keys(size), "transformers_version": "4.31.0"})
+    write_json(folder, "generation_config.json", {"bos_token_id": 1, "eos_token_id": 2, "temperature": 0.9})
+    tensors = _random(_decoder_shapes(size, norm_bias=False, qkv_bias=False), 1)
+    buffers = [f"model.layers.{i}.self_attn.rotary_emb.inv_freq" for i in range(ORIGINAL_SIZES["num_hidden_layers"])]
+    _save_bins(folder, tensors | {name: torch.ones(4) for name in buffers})
+
+
+def original_clip(folder):
+    """A whole CLIP, text tower included, in one file."""
+    vision = {**TOWER_SIZES, "image_size": 28, "model_type": "clip_vision_model", "patch_size": 14}
+    vision |= {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-05, "projection_dim": 16}
+    text = {"hidden_size": 8, "model_type": "clip_text_model", "num_hidden_layers": 1}
+    config = {"architectures": ["CLIPModel"], "logit_scale_init_value": 2.6592, "model_type": "clip"}
+    write_json(folder, "config.json", {**config, "text_config": text, "vision_config": vision, "projection_dim": 16})
+    # sizes as numbers, as in 2022
+    images = {"crop_size": 28, "do_center_crop": True, "do_normalize": True, "do_resize": True, "resample": 3}
+    images |= {"feature_extractor_type": "CLIPFeatureExtractor", "image_mean": CLIP_MEAN, "image_std": CLIP_STD}
+    write_json(folder, "preprocessor_config.json", {**images, "size": 28})
+    tensors = _random(_tower_shapes(TOWER_SIZES["num_hidden_layers"], clip=True), 2, torch.float32)
+    other = {"text_model.embeddings.position_ids": torch.arange(4)[None], "logit_scale": torch.tensor(2.6)}
+    other["text_model.embeddings.token_embedding.weight"] = torch.zeros(10, 8)
+    other["visual_projection.weight"] = torch.zeros(16, 16)
+    other["vision_model.embeddings.position_ids"] = torch.arange(5)[None]
+    torch.save(tensors | other, folder / "pytorch_model.bin")
+
+
+def original_projector(folder):
+    """LLaVA's projector after its first stage of training."""
+    keys = {**_LLAVA_KEYS, "mm_vision_tower": "openai/clip-vit-large-patch14-336", "model_type": "llava"}
+    write_json(folder, "config.json", {"_name_or_path": "lmsys/vicuna-7b-v1.5", **keys})
+    torch.save(_random(_projector_shapes(), 3, torch.bfloat16), folder / "mm_projector.bin")
+
+
+def original_siglip(folder):
+    """A SigLIP without the last layer of its vision tower, as TinyLLaVA's code saves it; config.json counts it."""
+    config = {**TOWER_SIZES, "architectures": ["SigLipVisionModel"], "attention_dropout": 0.0}
+    config |= {"hidden_act": "gelu_pytorch_tanh", "image_mean": HALF, "image_size": 28, "layer_norm_eps": 1e-06}
+    config |= {"model_type": "siglip_vision_model", "num_channels": 3, "patch_size": 14, "torch_dtype": "float16"}
+    write_json(folder, "config.json", config)
+    tensors = _random(_tower_shapes(TOWER_SIZES["num_hidden_layers"] - 1, clip=False), 4)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+ARCADE_SPECIAL = 32  # tokens after the ranks, which the published code names
+
+
+def original_tiny_llava(folder):
+    """TinyLLaVA-2.0B: StableLM 2 in Stability AI's own code, its vocabulary as a list of ranks."""
+    ranks = _arcade_ranks(folder)
+    rows = ranks + 1 + ARCADE_SPECIAL + 40  # more rows than tokens, as the published 100,352
+    config = {
+        **_LLAVA_KEYS,
+        **ORIGINAL_SIZES,
+        "architectures": ["TinyLlavaStablelmForCausalLM"],
+        "attention_dropout": 0.0,
+        "bos_token_id": ranks + 1,
+        "eos_token_id": ranks + 1,
+        "hidden_act": "silu",
+        "initializer_range": 0.02,
+        "max_position_embeddings": 4096,
+        "mm_patch_merge_type": "flat",
+        "mm_projector_lr": None,
+        "mm_vision_tower": "bczhou/TinyLLaVA-2.0B-SigLIP",
+        "model_type": "tiny_llava_stablelm",
+        "norm_eps": 1e-05,
+        "num_key_value_heads": ORIGINAL_SIZES["num_attention_heads"],
+        "pad_token": "<|endoftext|>",
+        "pad_token_id": ranks + 1,
+        "rope_pct": 0.25,
+        "rope_theta": 10000,
+        "tie_word_embeddings": False,
+        "tokenizer_model_max_length": 3072,
+        "tokenizer_padding_side": "right",
+        "torch_dtype": "float16",
+        "use_qkv_bias": True,
+        "vocab_size": rows,
+    }
+    write_json(folder, "config.json", config)
+    options = {"auto_map": {"AutoTokenizer": ["tokenization_arcade100k.Arcade100kTokenizer", None]}}
+    options |= {"clean_up_tokenization_spaces": False, "errors": "replace", "model_max_length": 3072}
+    options |= {"padding_side": "right", "tokenizer_class": "Arcade100kTokenizer"}
+    write_json(folder, "tokenizer_config.json", options)
+    end = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+    write_json(folder, "special_tokens_map.json", end)
+    tensors = _random(_decoder_shapes(rows, norm_bias=True, qkv_bias=True) | _projector_shapes(), 5)
+    names = sorted(tensors)
+    weight_map = {}
+    for i in range(2):
+        part, file = {name: tensors[name] for name in names[i::2]}, f"model-{i + 1:05}-of-00002.safetensors"
+        save_file(part, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(part, file)
+    write_json(folder, "model.safetensors.index.json", {"metadata": {}, "weight_map": weight_map})
+
+
+def _arcade_ranks(folder):
+    """arcade100k.tiktoken: a token in base64 and its rank, per line; returns the number of ranks."""
+    trained = json.loads(byte_level([], []).tokenizer.to_str())["model"]
+    to_byte = {char: byte for byte, char in bytes_to_unicode().items()}
+    # single bytes first, then in the order of the merges
+    tokens = [[char] for char in to_byte] + [list("".join(merge)) for merge in trained["merges"]]
+    encoded = [base64.b64encode(bytes(to_byte[char] for char in token)).decode() for token in tokens]
+    encoded = list(dict.fromkeys(encoded))
+    (folder / "arcade100k.tiktoken").write_text("".join(f"{token} {i}\n" for i, token in enumerate(encoded)))
+    return len(encoded)
+
+
+def original_llava(folder):
+    """LLaVA-1.5 as its authors published it."""
+    size = _vicuna_tokenizer(folder)
+    keys = {**_LLAVA_KEYS, **_llama_keys(size), "mm_vision_tower": "openai/clip-vit-large-patch14-336"}
+    keys |= {"architectures": ["LlavaLlamaForCausalLM"], "mm_resampler_type": None, "model_type": "llava"}
+    keys |= {"freeze_mm_vision_resampler": False, "unfreeze_mm_vision_tower": False, "max_length": 4096}
+    write_json(folder, "config.json", keys)
+    tensors = _random(_decoder_shapes(size, norm_bias=False, qkv_bias=False) | _projector_shapes(), 6)
+    buffers = [f"model.layers.{i}.self_attn.rotary_emb.inv_freq" for i in range(ORIGINAL_SIZES["num_hidden_layers"])]
+    _save_bins(folder, tensors | {name: torch.ones(4) for name in buffers})
+
+
+ORIGINALS_READ = "2026-11-26"
+_COINCIDE = "G-JWLee/COINCIDE_code (629f7760, 2024-11-04)"
+_LLAVA = "haotian-liu/LLaVA (c121f043, 2024-05-12)"
+
+ORIGINALS: dict[str, Replica] = {
+    replica.name: replica
+    for replica in (
+        Replica(
+            "bczhou/TinyLLaVA-2.0B",
+            "llava",
+            original_tiny_llava,
+            (
+                f"{_COINCIDE}: tinyllava/model/builder.py, language_model/llava_stablelm.py, stablelm/ (keys of "
+                "config.json, names of tensors, tokenizer)",
+                "TinyLLaVA/TinyLLaVA_Factory: its conversion of this checkpoint (keys that it reads, mm_vision_tower, "
+                "safetensors with or without an index)",
+            ),
+            "the values of config.json are StableLM-2-1.6B's; whether the weights are one file or several",
+        ),
+        Replica(
+            "bczhou/TinyLLaVA-2.0B-SigLIP",
+            "llava",
+            original_siglip,
+            (f"{_COINCIDE}: siglip_encoder.py (its config; it deletes the last layer when it builds the tower)",),
+            "that the saved tower lacks its last layer follows from that code; config.json",
+        ),
+        Replica(
+            "liuhaotian/llava-v1.5-7b",
+            "llava",
+            original_llava,
+            (f"{_LLAVA}: llava_arch.py, multimodal_projector/builder.py, train.py (keys of config.json)",),
+            "the names of the decoder's tensors are those of LlamaForCausalLM in transformers",
+        ),
+        Replica(
+            "lmsys/vicuna-7b-v1.5",
+            "llava",
+            original_vicuna,
+            ("LlamaForCausalLM and LlamaTokenizer of transformers 4.31",),
+            "tokenizer_config.json",
+        ),
+        Replica(
+            "openai/clip-vit-large-patch14-336",
+            "llava",
+            original_clip,
+            ("transformers: src/transformers/models/clip (names of tensors, the sections of config.json)",),
+            "preprocessor_config.json follows CLIPFeatureExtractor of 2022",
+        ),
+        Replica(
+            "liuhaotian/llava-v1.5-mlp2x-336px-pretrain-vicuna-7b-v1.5",
+            "llava",
+            original_projector,
+            (f"{_LLAVA}: llava_arch.py (initialize_vision_modules), llava_trainer.py (saves mm_projector.bin)",),
+            "config.json",
+        ),
+    )
+}
+
+
+def build_originals(folder):
+    """Write the replicas in LLaVA's original format: dict of name on the hub -> folder."""
+    folders = {}
+    for name, replica in ORIGINALS.items():
+        folders[name] = folder / name.replace("/", "--")
+        folders[name].mkdir(parents=True)
+        replica.write(folders[name])
+    return folders

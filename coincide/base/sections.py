@@ -310,6 +310,62 @@ class TinyModel(Section):
     seed: Size = setting(0, "seed of the initial weights and of the training order")
 
 
+class ModelSource(Section):
+    """Where a part of a converted model is read from."""
+
+    STAGES = ("converted_model",)
+
+    name: StrictStr = setting(description="hub name, or a folder")
+    revision: StrictStr | None = setting(None, "branch, tag or commit on the hub")
+
+
+class ConvertedModel(Section):
+    """A model that the workflow converts into transformers' format.
+
+    It is either a checkpoint in LLaVA's original format, or a LLaVA before instruction tuning, assembled from a
+    language model, a vision tower and LLaVA's projector file.
+    """
+
+    STAGES = ("converted_model",)
+
+    checkpoint: ModelSource | None = setting(None, "a checkpoint in LLaVA's original format, such as TinyLLaVA-2.0B")
+    language_model: ModelSource | None = setting(None, "the language model of an assembled model")
+    projector: ModelSource | None = setting(
+        None, "where LLaVA's mm_projector.bin is, for an assembled model; only tensors are read from it"
+    )
+    vision_tower: ModelSource | None = setting(
+        None,
+        "a CLIP or SigLIP model; null: the one that the config.json of checkpoint or projector names (mm_vision_tower)",
+    )
+    image_aspect_ratio: Literal["pad", "square"] | None = setting(
+        None,
+        "pad: images are padded to a square with the mean colour, as LLaVA-1.5 was trained; square: they are not; "
+        "null: as the checkpoint's config.json says; pad for an assembled model",
+    )
+
+    @model_validator(mode="after")
+    def _has_one_kind_of_source(self):
+        assembled = (self.language_model, self.projector)
+        if self.checkpoint and any(assembled):
+            raise ValueError("set checkpoint, or language_model and projector, but not both")
+        if not self.checkpoint and not all(assembled):
+            raise ValueError("set checkpoint, or both language_model and projector")
+        return self
+
+    @property
+    def decoder(self) -> ModelSource:
+        """Where the decoder and its tokenizer are."""
+        source = self.checkpoint or self.language_model
+        assert source is not None  # _has_one_kind_of_source
+        return source
+
+    @property
+    def sources(self) -> dict[str, ModelSource]:
+        """The sources that are set, by their keys."""
+        keys = ("checkpoint", "language_model", "projector", "vision_tower")
+        return {key: source for key in keys if (source := getattr(self, key))}
+
+
 class ReferenceModel(Section):
     """The small model whose activations are read."""
 
@@ -600,6 +656,9 @@ class Config(Section):
     clip_model: ClipModel = ClipModel()
     tiny_models: dict[Literal["reference", "target", "clip"], TinyModel] = setting(
         {}, "models that the workflow builds itself, for names under resources/models/"
+    )
+    converted_models: dict[Name, ConvertedModel] = setting(
+        {}, "models that the workflow converts into transformers' format, each as resources/models/<name>"
     )
     modules: Modules = Modules()
     node: Node = Node()

@@ -14,7 +14,7 @@ from pydantic_core import ErrorDetails
 from coincide import methods
 from coincide.base.errors import UserError
 from coincide.base.files import in_workflow_folder
-from coincide.base.sections import Config
+from coincide.base.sections import Config, ConvertedModel
 from coincide.dataset.formats import DatasetError, expand_annotations, open_dataset
 from coincide.dataset.json_formats import RECORD_KEYS
 from coincide.models.layers import config_depth, resolve_layers
@@ -23,7 +23,8 @@ from coincide.selection.budget import total_budget
 # Datasets and models that the workflow builds when the config names them.
 MINI_MIX, EVEN_MIX = "resources/mini-mix", "resources/even-mix"
 DEMO_TASKS = ("mini_mix", "even_mix")  # beginnings of the names of the demo's evaluation tasks
-TINY_MODELS = {f"resources/models/{name}": name for name in ("reference", "target", "clip")}
+MODELS = "resources/models"
+TINY_MODELS = {f"{MODELS}/{name}": name for name in ("reference", "target", "clip")}
 
 
 class ConfigError(UserError):
@@ -186,6 +187,8 @@ def _model_path_problems(config):
         models["clip_model"] = config.clip_model
     for section, model in models.items():
         yield from _brace_problems(f"{section}.name", [model.name])
+        if section != "clip_model" and conversion_of(model.name, config):
+            continue
         tiny_model = TINY_MODELS.get(model.name)
         if tiny_model:
             if tiny_model not in config.tiny_models:
@@ -194,13 +197,35 @@ def _model_path_problems(config):
                     "add it"
                 )
         elif model.name.startswith(("/", "./", "../", "resources/")) and not _is_folder(model.name):
-            yield f"{section}.name: the folder {model.name} does not exist; set it to an existing folder or a hub name"
+            built = f", or add {model.name.removeprefix(f'{MODELS}/')} to converted_models"
+            yield (
+                f"{section}.name: the folder {model.name} does not exist; set it to an existing folder or a hub name"
+                + (built if model.name.startswith(f"{MODELS}/") and section != "clip_model" else "")
+            )
+    yield from _conversion_problems(config)
+
+
+def _conversion_problems(config):
+    for name, model in config.converted_models.items():
+        if f"{MODELS}/{name}" in TINY_MODELS:
+            yield f"converted_models.{name}: the demo's models have this name; rename it"
+        for key, source in model.sources.items():
+            yield from _brace_problems(f"converted_models.{name}.{key}.name", [source.name])
+            missing = source.name.startswith(("/", "./", "../", "resources/")) and not _is_folder(source.name)
+            if missing and not _is_folder(f"{MODELS}/{name}"):
+                yield (
+                    f"converted_models.{name}.{key}.name: the folder {source.name} does not exist; set it to an "
+                    "existing folder or a hub name"
+                )
 
 
 def _layer_problems(config: Config) -> Iterator[str]:
     tiny_model = TINY_MODELS.get(config.reference_model.name)
+    conversion = conversion_of(config.reference_model.name, config)
     depth: int | None
-    if tiny_model in config.tiny_models:
+    if conversion:
+        depth = config_depth(conversion.decoder.name)
+    elif tiny_model in config.tiny_models:
         depth = config.tiny_models[tiny_model].shape.layers
     else:
         depth = config_depth(config.reference_model.name)
@@ -209,6 +234,18 @@ def _layer_problems(config: Config) -> Iterator[str]:
             resolve_layers(config.reference_model.layers, depth)
         except ValueError as error:
             yield f"reference_model.layers: {error}"
+
+
+def conversion_of(name: str, config: Config) -> ConvertedModel | None:
+    """The conversion that writes a model, if one does."""
+    folder, _, key = name.rpartition("/")
+    return config.converted_models.get(key) if folder == MODELS else None
+
+
+def used_conversions(config: Config) -> dict[str, ConvertedModel]:
+    """The conversions whose models a run uses: dict of the model's folder -> section."""
+    names = (config.reference_model.name, config.target_model.name)
+    return {name: model for name in names if (model := conversion_of(name, config))}
 
 
 def is_to_be_built(path: str | list[str]) -> bool:

@@ -18,6 +18,7 @@ a config that is complete with [schema.json](schema.json), and one that is merge
 This folder contains configs to use with `--configfile`, and the tasks of the default config:
 
 - `llava665k.yaml`, `vision_flan.yaml`: the paper's two settings; only your paths are missing
+- `qwen2_5_vl.yaml`: a current pair, Qwen2.5-VL-3B and 7B
 - `study.yaml`, `study-small.yaml`, `study-even.yaml`, `study-reference.yaml`, `ablations.yaml`: the configs of
   [docs/study.md](../docs/study.md)
 - `tasks/`: lmms-eval tasks for the generated datasets

@@ -22,9 +22,9 @@ from coincide.workflow.job_resources import (
 )
 from coincide.workflow.overlay import check_runs, overlaid
 
-RECIPES = {"llava665k": 665_298, "vision_flan": 186_103}  # name -> samples
+RECIPES = {"llava665k": 665_298, "vision_flan": 186_103, "qwen2_5_vl": 665_298}  # name -> samples
 # Parameters of models whose names do not tell, from their model cards
-KNOWN_PARAMETERS = {"bczhou/tiny-llava-v1-hf": 1.4e9, "openai/clip-vit-large-patch14-336": 4.3e8}
+KNOWN_PARAMETERS = {"openai/clip-vit-large-patch14-336": 4.3e8}
 BEGIN, END = "<!-- written by make cluster-table -->", "<!-- end -->"
 SIZING_RECIPE, SIZING_HIDDEN = "llava665k", 2048  # and the hidden size of its reference model
 SIZING_SAMPLES = (100_000, 665_298, 4_000_000, 10_000_000)

@@ -12,6 +12,7 @@ from typing import Any
 
 from coincide.base.sections import Config, Training
 from coincide.models.sizes import UNKNOWN_PARAMETERS, count_parameters
+from coincide.workflow.config import MODELS, conversion_of
 from coincide.workflow.stages import Runs
 
 GIB = 2**30
@@ -218,6 +219,8 @@ def _of_clusters(config, sizes, fraction):
 
 _DEMANDS: dict[str, Callable[[Config, Sizes, float], Demand]] = {
     "tiny_model": lambda config, sizes, fraction: Demand(cpus=8),
+    # a PyTorch file of old checkpoints, up to 10 GB, and the file that is written
+    "converted_model": lambda config, sizes, fraction: Demand(cpus=2, memory=24.0, minutes=120),
     "preflight": lambda config, sizes, fraction: Demand(cpus=2),
     "manifest": lambda config, sizes, fraction: Demand(cpus=8, memory=32.0, minutes=120),
     "activations": _activations,
@@ -316,7 +319,9 @@ def read_sizes(config: Config) -> Sizes:
 
 
 def _parameters(name, revision, config):
-    if name.startswith("resources/models/") and not Path(name).is_dir():
+    if not Path(name).is_dir() and (conversion := conversion_of(name, config)):
+        return count_parameters(conversion.decoder.name, conversion.decoder.revision)
+    if name.startswith(f"{MODELS}/") and not Path(name).is_dir():
         return 1e7  # a tiny model that is not built yet
     return count_parameters(name, revision)
 

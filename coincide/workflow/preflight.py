@@ -13,9 +13,10 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from coincide.extraction.encoding import Encoder
 from coincide.extraction.extractor import image_token
 from coincide.extraction.features import decoder_layers
 from coincide.models.chat import fixed_prefix
+from coincide.models.conversion import check_weights, describe, write_description
 from coincide.models.empty import build_empty, count_image_features, max_positions
 from coincide.models.families import FamilyError, family_of
 from coincide.models.layers import resolve_layers
@@ -43,7 +45,7 @@ from coincide.models.loading import load_config, load_processor
 from coincide.models.revisions import resolve
 from coincide.training.adaptation import freeze, with_lora
 from coincide.training.collator import IGNORED_LABEL, Collator
-from coincide.workflow.config import count_samples, is_to_be_built
+from coincide.workflow.config import conversion_of, count_samples, is_to_be_built
 from coincide.workflow.job import set_revisions
 from coincide.workflow.job_resources import (
     GIB,
@@ -190,15 +192,40 @@ def needs_clip(config: Config) -> bool:
 def _load_models(config, found):
     """(reference, target), each a _Loaded or None."""
     return (
-        _load(config.reference_model.checkpoint, "reference_model", found),
-        _load(config.target_model.checkpoint, "target_model", found),
+        _load(config.reference_model.checkpoint, "reference_model", config, found),
+        _load(config.target_model.checkpoint, "target_model", config, found),
     )
 
 
-def _load(checkpoint: Checkpoint, key: str, found: Findings) -> _Loaded | None:
-    model = processor = None
+def _load(checkpoint: Checkpoint, key: str, config: Config, found: Findings) -> _Loaded | None:
     if is_to_be_built(checkpoint.name):
         return None
+    conversion = conversion_of(checkpoint.name, config)
+    if conversion and not Path(checkpoint.name).is_dir():
+        return _load_described(conversion, checkpoint, key, found)
+    return _load_existing(checkpoint, key, found)
+
+
+def _load_described(conversion, checkpoint, key, found):
+    """A model that is still to be converted: its sources, and what it becomes but for the weights."""
+    name = checkpoint.name
+    described = None
+    with found.problem(f"converted_models.{Path(name).name}", "correct its sources"):
+        described = describe(conversion)
+        check_weights(described, download=False)
+    if described is None:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        write_description(described, folder)
+        loaded = _load_existing(replace(checkpoint, name=folder, revision=None), key, found)
+    if key in found.models:
+        sources = [source.name for source in described.sources.values()]
+        found.models[key] |= {"name": name, "digest": None, "converted_from": sources}
+    return loaded
+
+
+def _load_existing(checkpoint, key, found):
+    model = processor = None
     where = "set it to a hub name that this machine can reach (or that `hf download` has stored), or to a model folder"
     with found.problem(f"{key}.name: {checkpoint.name}", where):
         resolved = resolve(checkpoint)
@@ -625,6 +652,8 @@ def as_text(report: Mapping[str, Any]) -> str:
     lines = ["No problems found.", ""]
     for section, facts in report["models"].items():
         version = f"commit {facts['revision']}" if facts["revision"] else f"folder, digest {facts['digest']}"
+        if "converted_from" in facts:
+            version = f"to be converted from {', '.join(facts['converted_from'])}"
         parameters = f", {facts['parameters'] / 1e9:,.2f} billion parameters" if "parameters" in facts else ""
         lines.append(f"- {section}: {facts['name']} ({version}){parameters}")
     for sample in report["samples"]:

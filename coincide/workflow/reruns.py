@@ -16,6 +16,7 @@ OTHER_RULES = {
     "mini_mix": (),
     "even_mix": (),
     "tiny_model": (),
+    "converted_model": (),
     "cluster_stats": ("shares", "budget"),
     "coreset_dataset": (CORESET, "merge"),
     "summary": ("evaluate_model", "merge", "shares", CORESET),
@@ -90,7 +91,7 @@ def settings(section: type[Section] = Config, prefix: str = "") -> Iterator[tupl
     for name, field in section.model_fields.items():
         dotted, mark = f"{prefix}{name}", section.mark(name)
         nested = nested_section(field.annotation)
-        if dotted in ("runs", "modules", "tiny_models", "mini_mix", "even_mix"):
+        if dotted in ("runs", "modules", "tiny_models", "converted_models", "mini_mix", "even_mix"):
             continue
         if section is Config and not nested:
             continue

@@ -10,6 +10,7 @@ from typing import Any
 
 from coincide import methods
 from coincide.base.sections import Config, Section
+from coincide.workflow.config import used_conversions
 
 CORESET = "coreset"  # placeholder for the stage that writes the coreset of the method (`coreset_stage`)
 PREFLIGHT = "preflight"  # the check before the first job, on whose results no results depend
@@ -42,6 +43,7 @@ VERSIONS = {
     "mini_mix": 1,
     "even_mix": 1,
     "tiny_model": 1,
+    "converted_model": 1,
     "manifest": 1,
     "shards": 1,
     "holdout_questions": 1,
@@ -102,6 +104,7 @@ def preflight_settings(config: Config) -> dict[str, Any]:
     values = {name: getattr(config, name).model_dump(include=set(fields)) for name, fields in sections.items()}
     for name in ("save_every", "device", "loader_workers"):
         values["target_model"]["training"].pop(name)
+    values["converted_models"] = {name: model.model_dump() for name, model in used_conversions(config).items()}
     return values
 
 

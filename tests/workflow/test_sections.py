@@ -11,7 +11,7 @@ import yaml
 from conftest import REPO
 from pydantic import ValidationError
 
-from coincide.base.sections import Config, Section, TinyModel, setting
+from coincide.base.sections import Config, ConvertedModel, Section, TinyModel, setting
 from coincide.workflow.config import check_config
 from coincide.workflow.stages import STAGES, section_settings
 
@@ -27,6 +27,7 @@ OWN_PARAMS = {
     "mini_mix": "ANY_RUN.mini_mix",
     "even_mix": "ANY_RUN.even_mix",
     "tiny_model": "ANY_RUN.tiny_models[wildcards.model]",
+    "converted_model": '.results_depend_on("converted_model")',
     "comparison": "ANY_RUN.evaluation.learned_above",
     "evaluate_model": "runs.tasks(",
     "method_coreset": "runs.method_settings(",
@@ -46,6 +47,7 @@ def fields(section, prefix):
 ALL_FIELDS = [
     *(field for name, section in SECTIONS.items() for field in fields(section, name)),
     *fields(TinyModel, "tiny_models"),
+    *fields(ConvertedModel, "converted_models"),
 ]
 
 
@@ -107,7 +109,7 @@ def test_a_script_reads_no_setting_that_its_rule_does_not_declare(script):
     if stage in WHOLE_CONFIG:
         return
     for name in settings_read(script):
-        if name.startswith("tiny_models"):
+        if name.startswith(("tiny_models", "converted_models")):
             continue
         if name.endswith(".checkpoint"):
             parent = name.removesuffix(".checkpoint")
