@@ -169,7 +169,7 @@ def test_a_run_on_another_format_selects_the_same_coreset_as_json(kind, finished
     ]
     (tmp_path / "config.yml").write_text(yaml.safe_dump(small))
     workplace = Workplace(tmp_path)
-    code, output = workplace.run("select", config=tmp_path / "config.yml")
+    code, output = workplace.run("select", "export", config=tmp_path / "config.yml")
     assert code == 0, output
     coreset = "coresets/coincide/0.2/coreset.parquet"
     json_coreset, format_coreset = (pd.read_parquet(tmp_path / "results" / run / coreset) for run in ("plain", kind))
