@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Make an environment for each trainer of docs/other-trainers.md, with the pinned packages of <client>.txt:
+# Make an environment for each trainer of docs/other-trainers.md, with the pinned packages of <client>.lock:
 #   tests/clients/make_envs.sh FOLDER
 # PyTorch is that of .venv, by links, so that it is not installed four times. An environment that is complete is kept.
 # PYTHON: of the environments; LLaVA's packages exist for 3.11 and 3.12 only.
@@ -9,8 +9,8 @@ folder="$(mkdir -p "$1" && cd "$1" && pwd)"
 python="${PYTHON:-$here/../../.venv/bin/python}"
 torch="$("$here/../../.venv/bin/python" -c 'import pathlib, torch; print(pathlib.Path(torch.__file__).parents[1])')"
 
-for list in "$here"/*.txt; do
-  client="$(basename "$list" .txt)"
+for list in "$here"/*.lock; do
+  client="$(basename "$list" .lock)"
   environment="$folder/$client"
   if cmp -s "$list" "$environment/complete"; then
     continue
