@@ -14,7 +14,7 @@ from conftest import REPO, Workplace
 from formats import FORMATS, write
 
 from coincide.base.sections import Dataset
-from coincide.dataset.formats import DatasetError, coreset_records, open_dataset, to_llava, write_subset
+from coincide.dataset.formats import DatasetError, open_dataset, to_llava, write_subset
 from coincide.dataset.images import ImageError, image_names, open_image
 from coincide.dataset.manifest import build_manifest
 
@@ -70,7 +70,7 @@ def test_a_subset_is_written_in_the_format_of_the_dataset(kind, tiny_data, tmp_p
     records, folder = tiny_data
     annotations = write(kind, records, folder, tmp_path / kind)
     dataset, positions = open_dataset(annotations), np.array([0, 4, 5, 13, 22])
-    kept = list(coreset_records(dataset, positions))
+    kept = list(dataset.pick(positions))
     assert [r["id"] for r in kept] == [records[i]["id"] for i in positions]
     if dataset.is_json:  # the records are unchanged
         source = json.loads(annotations.read_text())
