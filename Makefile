@@ -8,10 +8,11 @@ endif
 VENV := .venv
 BIN := $(VENV)/bin
 CONFIG ?=
+CLIENTS ?= build/clients
 SNAKEMAKE = $(BIN)/snakemake --profile profiles/local $(if $(CONFIG),--configfile $(CONFIG))
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo check status slurm-profile test test-models models test-slurm test-gpu lint schema cluster-table site envs lock clean
+.PHONY: demo check status slurm-profile test test-models models test-clients test-slurm test-gpu lint schema cluster-table site envs lock clean
 
 demo: $(VENV)/ready
 	$(SNAKEMAKE)
@@ -40,6 +41,11 @@ test-models: $(VENV)/ready-dev
 # the README's list of models, from what passed test-models (docs/models.json)
 models: $(VENV)/ready-dev
 	$(BIN)/python tests/model_list.py
+
+# coresets loaded and trained on with other programs, whose environments this makes in CLIENTS (2 GB, and PyTorch of .venv)
+test-clients: $(VENV)/ready-dev
+	tests/clients/make_envs.sh $(CLIENTS)
+	COINCIDE_CLIENTS=$(abspath $(CLIENTS)) $(BIN)/python -m pytest tests/clients
 
 # the workflow on a real two-node Slurm cluster, which this starts and stops; requires root on Debian or Ubuntu
 test-slurm: $(VENV)/ready-dev

@@ -144,11 +144,12 @@ def selections(run):
     ]
 
 
-def coresets(run, name):
-    """A file of every coreset that is finetuned on."""
+def coresets(run, name, full=True):
+    """A file of every coreset that is finetuned on; with `full` false, not of the full data."""
     return [
         f"{runs.folder(run, 'coreset_json', method=m)}/coresets/{m}/{f}/{name}"
         for m, f in selections(run)
+        if full or m != "full"
     ]
 
 
@@ -172,11 +173,7 @@ def coreset_datasets(run):
     """Every coreset in the format of the dataset, unless that is JSON."""
     if is_json(runs.setting(run, "dataset.annotations")):
         return []
-    return [
-        f"{runs.folder(run, 'coreset_json', method=m)}/coresets/{m}/{f}/coreset_dataset"
-        for m, f in selections(run)
-        if m != "full"
-    ]
+    return coresets(run, "coreset_dataset", full=False)
 
 
 def finetuned_models(run):

@@ -199,7 +199,8 @@ checkpoint coreset_json:
         manifest=stage_output("merge", "manifest.parquet"),
         annotations=annotation_files,
     output:
-        "results/{run}/coresets/{method}/{fraction}/coreset.json",
+        coreset="results/{run}/coresets/{method}/{fraction}/coreset.json",
+        dataset_info="results/{run}/coresets/{method}/{fraction}/dataset_info.json",
     log:
         "results/{run}/logs/coreset_json/{method}-{fraction}.log",
     benchmark:
@@ -237,3 +238,28 @@ rule coreset_dataset:
         **settings("coreset_dataset"),
     script:
         "../workflow_scripts/coreset_dataset.py"
+
+
+rule export_coreset:
+    input:
+        coreset=stage_output(CORESET, "coresets/{method}/{fraction}/coreset.parquet"),
+        json=stage_output("coreset_json", "coresets/{method}/{fraction}/coreset.json"),
+        dataset_info=stage_output(
+            "coreset_json", "coresets/{method}/{fraction}/dataset_info.json"
+        ),
+        annotations=annotation_files,
+        images=image_folders,
+    output:
+        directory("results/{run}/coresets/{method}/{fraction}/export"),
+    log:
+        "results/{run}/logs/export_coreset/{method}-{fraction}.log",
+    benchmark:
+        "results/{run}/benchmarks/export_coreset/{method}-{fraction}.tsv"
+    conda:
+        "../envs/selection.yaml"
+    envmodules:
+        *MODULES.selection,
+    params:
+        **settings("export_coreset"),
+    script:
+        "../workflow_scripts/export_coreset.py"

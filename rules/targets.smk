@@ -1,6 +1,6 @@
-# The targets that people ask for: snakemake … check | estimate | select | finetune | evaluate | report | comparison |
-# transfer_check. Where a target has the word of a stage, the rule that does the work is a verb with its object:
-# finetune is every finetune_model.
+# The targets that people ask for: snakemake … check | estimate | select | export | finetune | evaluate | report |
+# comparison | transfer_check. Where a target has the word of a stage, the rule that does the work is a verb with its
+# object: finetune is every finetune_model.
 
 
 localrules:
@@ -9,6 +9,7 @@ localrules:
     preflight,
     estimate,
     select,
+    export,
     finetune,
     evaluate,
     report,
@@ -30,6 +31,11 @@ rule select:
         [coresets(run, "coreset.json") for run in runs],
         [coreset_datasets(run) for run in runs],
         expand("results/{run}/cluster_stats.parquet", run=runs),
+
+
+rule export:
+    input:
+        [coresets(run, "export", full=False) for run in runs],
 
 
 rule finetune:

@@ -9,11 +9,11 @@ config = start(snakemake)
 
 import pandas as pd
 
-from coincide.base.tables import coreset_positions
+from coincide.base.tables import coreset_rows
 from coincide.dataset.formats import open_dataset, write_subset
 
-positions = coreset_positions(
+rows = coreset_rows(
     pd.read_parquet(snakemake.input.coreset, columns=["sample_id"]),
     pd.read_parquet(snakemake.input.manifest, columns=["sample_id", "position"]),
 )
-write_subset(open_dataset(config.dataset.annotations), positions, snakemake.output[0])
+write_subset(open_dataset(config.dataset.annotations), rows["position"].to_numpy(), snakemake.output[0])

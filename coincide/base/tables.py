@@ -48,9 +48,9 @@ def coreset_table(clusters: pd.DataFrame, indices: NDArray, scores: ArrayLike) -
     )
 
 
-def coreset_positions(coreset: pd.DataFrame, manifest: pd.DataFrame) -> NDArray[np.int64]:
-    """(B,) rows of the dataset that a coreset keeps, ascending."""
-    return np.sort(manifest.loc[manifest["sample_id"].isin(coreset["sample_id"]), "position"].to_numpy())
+def coreset_rows(coreset: pd.DataFrame, manifest: pd.DataFrame) -> pd.DataFrame:
+    """The sample_id and position of the samples that a coreset keeps, in the order of the dataset."""
+    return manifest[manifest["sample_id"].isin(coreset["sample_id"])].sort_values("position")
 
 
 def read_column(paths: Iterable[Path | str], column: str, sample_ids: Sequence | pd.Series) -> pd.Series:

@@ -28,7 +28,7 @@ class DatasetFormat(ABC):
     """A dataset in one of the formats. Iterating over it yields its records converted to LLaVA's.
 
     Attributes:
-        is_json: the dataset is JSON lists, so coreset.json holds its records unchanged.
+        is_json: the dataset is JSON lists, so coreset.json may have its records in their own structure.
     """
 
     is_json = False

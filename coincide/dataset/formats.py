@@ -16,7 +16,7 @@ import glob
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,6 @@ __all__ = [
     "ParquetDataset",
     "UnreadableRow",
     "WebDataset",
-    "coreset_records",
     "dataset_files",
     "expand_annotations",
     "is_json",
@@ -208,12 +207,6 @@ def write_subset(dataset: DatasetFormat, positions: Positions, folder: str | Pat
     with replacing(folder) as temporary_folder:
         temporary_folder.mkdir()
         dataset.write(positions, temporary_folder)
-
-
-def coreset_records(dataset: DatasetFormat, positions: Positions) -> Iterable[Any]:
-    """Records at these positions for a trainer: unchanged from a JSON dataset, converted to LLaVA's from others."""
-    records = dataset.pick(positions)
-    return records if dataset.is_json else map(to_llava, records)
 
 
 def iterate_records(path: str | Path) -> Iterator[Any]:

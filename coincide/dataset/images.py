@@ -118,6 +118,21 @@ def check_image_header(folders: ImageFolders, name: str, *, follow_links: bool =
         pass
 
 
+def find_image(folders: ImageFolders, name: str) -> Path | bytes:
+    """The path of an image file, or the original bytes of an image that is inside a Parquet or tar file.
+
+    Args:
+        folders: as for `open_image`.
+        name: name of an image of a usable sample.
+
+    Raises:
+        ImageError: the image is outside the folder or missing.
+    """
+    folders = _folder_list(folders)
+    with _image_faults(folders, name):
+        return _find_source(folders, name, follow_links=True)
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert an image of any mode of Pillow to RGB, as a viewer shows it on a white page.
 
@@ -162,15 +177,27 @@ def _scale_gray(image):
 def _open_lazily(folders, name, follow_links):
     """An image whose header was read and whose size is allowed; any fault while it is open becomes an ImageError."""
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # lmms-eval sets it on import, and truncated images would be accepted
-    folders = [folders] if isinstance(folders, str | Path) else list(folders)
-    try:
-        with _open_source(folders, name, follow_links) as source, Image.open(source) as image:
+    folders = _folder_list(folders)
+    with _image_faults(folders, name):
+        source = _find_source(folders, name, follow_links)
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ImageError(
                     Reason.DECOMPRESSION_BOMB,
                     f"{_shorten(name)} has {image.width} × {image.height} pixels, over {MAX_PIXELS:,}",
                 )
             yield image
+
+
+def _folder_list(folders):
+    return [folders] if isinstance(folders, str | Path) else list(folders)
+
+
+@contextmanager
+def _image_faults(folders, name):
+    """Turn every fault of an image into an ImageError."""
+    try:
+        yield
     except ImageError:
         raise
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
@@ -181,13 +208,11 @@ def _open_lazily(folders, name, follow_links):
         raise ImageError(Reason.UNREADABLE_IMAGE, f"{_shorten(name)}: {error}") from None
 
 
-@contextmanager
-def _open_source(folders, name, follow_links):
-    """The path of an image file, or a buffer with the bytes of an image inside a Parquet or tar file."""
+def _find_source(folders, name, follow_links):
+    """The path of an image file, or the bytes of an image inside a Parquet or tar file."""
     match = EMBEDDED_IMAGE.fullmatch(name)
     if not match:
-        yield _regular_file(image_path(folders[0], name, follow_links=follow_links))
-        return
+        return _regular_file(image_path(folders[0], name, follow_links=follow_links))
     path = _embedding_file(folders, match["file"], follow_links)
     if match["row"]:
         content = _read_parquet_image(path, int(match["row"]), int(match["number"]))
@@ -197,15 +222,14 @@ def _open_source(folders, name, follow_links):
         detail = f"{name} has neither bytes nor a path" if match["row"] else f"{name} is not in {folders[-1]}"
         raise ImageError(Reason.MISSING_IMAGE, detail)
     if not isinstance(content, str):
-        yield io.BytesIO(content)
-        return
+        return content
     # a Parquet file may contain paths instead of bytes: inside the images folder, or relative to the file's folder
     image = image_path(folders[0], content, follow_links=follow_links)
     if not image.exists() and not os.path.isabs(content):
         folder_in_root = posixpath.dirname(match["file"])
         root = next(root for root in folders if (Path(root) / match["file"]).exists())
         image = image_path(root, posixpath.join(folder_in_root, content), follow_links=follow_links)
-    yield _regular_file(image)
+    return _regular_file(image)
 
 
 def _embedding_file(folders, name, follow_links):

@@ -30,7 +30,7 @@ class Rejection(ValueError):
     def rejected_sample(self, record: Any, position: int) -> RejectedSample:
         """The rejected sample of a record at a position of the dataset."""
         identifier = record.get("id") if isinstance(record, dict) else None
-        sample_id = _id_text(identifier) if isinstance(identifier, str | int | float) else None
+        sample_id = id_text(identifier) if isinstance(identifier, str | int | float) else None
         return RejectedSample(sample_id, position, self.reason, str(self))
 
 
@@ -69,7 +69,7 @@ def check_record(record: Any) -> dict[str, Any]:
     if marks != len(images):
         raise Rejection(Reason.IMAGE_TOKEN_COUNT_MISMATCH, f"{marks} {IMAGE_MARK} marks for {len(images)} images")
     return {
-        "sample_id": None if identifier in (None, "") else _id_text(identifier),
+        "sample_id": None if identifier in (None, "") else id_text(identifier),
         "source": _source(record, images),
         "image": images[0] if images else None,
         "images": images,
@@ -79,7 +79,7 @@ def check_record(record: Any) -> dict[str, Any]:
     }
 
 
-def _id_text(identifier):
+def id_text(identifier: str | int | float) -> str:
     """An id as text; 12.0, which programs write for 12 where some ids are missing, is 12."""
     if isinstance(identifier, float) and identifier.is_integer():
         identifier = int(identifier)

@@ -17,7 +17,7 @@ from formats import FORMATS, write
 from PIL import Image
 
 from coincide.base.sections import Dataset
-from coincide.dataset.formats import DatasetError, coreset_records, expand_annotations, open_dataset, write_subset
+from coincide.dataset.formats import DatasetError, expand_annotations, open_dataset, write_subset
 from coincide.dataset.images import image_names, open_image
 from coincide.dataset.manifest import build_manifest
 
@@ -303,7 +303,7 @@ def test_several_files_folders_and_globs_are_one_dataset(tmp_path):
     assert len(rejected) == 0
     assert colours(annotations, dataset.image_folders) == [None, None, 1, 2, 2, 3]
     positions = [1, 3, 4, 5]
-    assert [record["id"] for record in coreset_records(open_dataset(annotations), positions)] == list("bdef")
+    assert [record["id"] for record in open_dataset(annotations).pick(positions)] == list("bdef")
     write_subset(open_dataset(annotations), positions, tmp_path / "subset")
     subset = [str(tmp_path / "subset" / name) for name in ("b.jsonl", "q/x.parquet", "t/train-0.tar")]
     assert [record["id"] for record in open_dataset(subset)] == list("bdef")

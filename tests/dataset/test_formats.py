@@ -2,6 +2,7 @@
 
 import copy
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ from conftest import REPO, Workplace
 from formats import FORMATS, write
 
 from coincide.base.sections import Dataset
-from coincide.dataset.formats import DatasetError, coreset_records, open_dataset, to_llava, write_subset
+from coincide.dataset.formats import DatasetError, open_dataset, to_llava, write_subset
 from coincide.dataset.images import ImageError, image_names, open_image
 from coincide.dataset.manifest import build_manifest
 
@@ -69,7 +70,7 @@ def test_a_subset_is_written_in_the_format_of_the_dataset(kind, tiny_data, tmp_p
     records, folder = tiny_data
     annotations = write(kind, records, folder, tmp_path / kind)
     dataset, positions = open_dataset(annotations), np.array([0, 4, 5, 13, 22])
-    kept = list(coreset_records(dataset, positions))
+    kept = list(dataset.pick(positions))
     assert [r["id"] for r in kept] == [records[i]["id"] for i in positions]
     if dataset.is_json:  # the records are unchanged
         source = json.loads(annotations.read_text())
@@ -148,7 +149,7 @@ def test_image_marks_are_added_to_a_record_without_any():
 @pytest.mark.workflow
 @pytest.mark.parametrize("kind", ["parquet", "tar"])
 def test_a_run_on_another_format_selects_the_same_coreset_as_json(kind, finished, tmp_path):
-    """The coreset is also written in the format of the dataset."""
+    """The coreset is also written in the format of the dataset, and exported with image files."""
     import shutil
 
     shutil.copytree(finished / "resources", tmp_path / "resources")
@@ -169,7 +170,7 @@ def test_a_run_on_another_format_selects_the_same_coreset_as_json(kind, finished
     ]
     (tmp_path / "config.yml").write_text(yaml.safe_dump(small))
     workplace = Workplace(tmp_path)
-    code, output = workplace.run("select", config=tmp_path / "config.yml")
+    code, output = workplace.run("select", "export", config=tmp_path / "config.yml")
     assert code == 0, output
     coreset = "coresets/coincide/0.2/coreset.parquet"
     json_coreset, format_coreset = (pd.read_parquet(tmp_path / "results" / run / coreset) for run in ("plain", kind))
@@ -177,3 +178,14 @@ def test_a_run_on_another_format_selects_the_same_coreset_as_json(kind, finished
     written = list(open_dataset(tmp_path / "results" / kind / "coresets/coincide/0.2/coreset_dataset"))
     assert {r["id"] for r in written} == set(format_coreset["sample_id"])
     assert not (tmp_path / "results/plain/coresets/coincide/0.2/coreset_dataset").exists()
+    folders = {run: tmp_path / "results" / run / "coresets/coincide/0.2/export" for run in ("plain", kind)}
+    exported = {run: json.loads((folder / "coreset.json").read_text()) for run, folder in folders.items()}
+    for run, folder in folders.items():
+        assert list(json.loads((folder / "dataset_info.json").read_text())) == ["coincide_0.2"]
+        assert (folder / "images").exists() == (run != "plain")
+    for plain, other in zip(exported["plain"], exported[kind], strict=True):
+        assert plain["id"] == other["id"]
+        assert plain["conversations"] == other["conversations"]
+        assert plain.get("image", "none")[0] in "/n"  # an absolute path
+        if "image" in plain:
+            assert (folders[kind] / other["image"]).read_bytes() == Path(plain["image"]).read_bytes()

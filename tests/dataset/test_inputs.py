@@ -10,9 +10,10 @@ from conftest import make_record
 from PIL import Image
 
 from coincide.base.sections import Dataset
-from coincide.dataset.formats import DatasetError, coreset_records, open_dataset, read_records, to_llava
+from coincide.dataset.formats import DatasetError, open_dataset, read_records, to_llava
 from coincide.dataset.images import ImageError, image_names, open_image
 from coincide.dataset.manifest import build_manifest, check_manifest
+from coincide.dataset.uniform_records import write_uniform_records
 
 SYSTEM_TURN = {"from": "system", "value": "Answer briefly."}
 
@@ -186,9 +187,10 @@ def test_a_system_turn_is_read_and_written_back(tmp_path, kind):
     assert to_llava(record) == {"id": "a", "conversations": [SYSTEM_TURN, *talk("Hi", "Ho")]}
     assert sort([record], tmp_path)[0] == ["a"]
     (tmp_path / "data.json").write_text(json.dumps([record]))
-    assert list(coreset_records(open_dataset(tmp_path / "data.json"), [0])) == [record]
     (tmp_path / "data.jsonl").write_text(json.dumps(record))
-    assert list(coreset_records(open_dataset(tmp_path / "data.jsonl"), [0])) == [to_llava(record)]
+    for name in ("data.json", "data.jsonl"):
+        write_uniform_records(open_dataset(tmp_path / name), [0], ["a"], tmp_path / "coreset.json")
+        assert read_records(tmp_path / "coreset.json") == [to_llava(record)]
 
 
 def test_marks_of_images_are_added_after_the_system_turn():

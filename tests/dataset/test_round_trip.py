@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from coincide.base.sections import Dataset
-from coincide.base.tables import write_records
-from coincide.dataset.formats import coreset_records, open_dataset, read_records, to_llava, write_subset
+from coincide.dataset.conversation import image_list
+from coincide.dataset.formats import open_dataset, read_records, to_llava, write_subset
 from coincide.dataset.manifest import build_manifest
 from coincide.dataset.samples import Reason, UnreadableRow
 from coincide.dataset.shards import read_shard, write_shards
+from coincide.dataset.uniform_records import write_uniform_records
 
 FORMATS = ("json", "jsonl", "parquet", "tar")
 
@@ -130,8 +131,13 @@ def test_a_record_is_equal_in_every_format_or_rejected(tmp_path_factory, record)
         write_shards(open_dataset(annotations), manifest, 1, folder / kind / "shards")
         (sample,) = read_shard(folder / kind / "shards/shard-00000.jsonl")
         assert sample.record == read
-        write_records(coreset_records(open_dataset(annotations), [0]), folder / kind / "coreset.json")
-        assert read_records(folder / kind / "coreset.json") == [read]
+        write_uniform_records(
+            open_dataset(annotations), [0], list(manifest["sample_id"]), folder / kind / "coreset.json"
+        )
+        (uniform,) = read_records(folder / kind / "coreset.json")
+        assert uniform["id"] == manifest["sample_id"][0]
+        assert image_list(uniform.get("image")) == image_list(read.get("image"))
+        assert uniform["conversations"] == read["conversations"]
         json.loads((folder / kind / "coreset.json").read_text(), parse_constant=pytest.fail)
         write_subset(open_dataset(annotations), [0], folder / kind / "subset")
         assert list(open_dataset(folder / kind / "subset" / annotations.name)) == [read]
