@@ -42,7 +42,7 @@ VERSIONS = {
     "mini_mix": 1,
     "even_mix": 1,
     "tiny_model": 1,
-    "manifest": 1,
+    "manifest": 2,
     "shards": 1,
     "holdout_questions": 1,
     "activations": 1,

@@ -101,6 +101,70 @@ def test_a_null_image_is_no_image(tmp_path):
     assert colours(path, folders) == [None, 10]
 
 
+NO_IMAGE = {"bytes": None, "path": None}
+
+
+@pytest.mark.parametrize("statistics", [True, False])
+@pytest.mark.parametrize("as_list", [True, False])
+@pytest.mark.parametrize("rows", ["all", "one", "mixed", "none"])
+def test_an_image_without_bytes_and_path_is_no_image(tmp_path, rows, as_list, statistics):
+    """As `datasets` writes text-only samples; whether an image without a path has bytes is known from its row group."""
+    with_bytes, named = {"bytes": png(10), "path": None}, {"bytes": png(20), "path": "x.png"}
+    images = {
+        "all": [with_bytes, named, with_bytes],
+        "one": [with_bytes, None, named],
+        "mixed": [with_bytes, NO_IMAGE, named, None, NO_IMAGE],
+        "none": [NO_IMAGE, None, NO_IMAGE],
+    }[rows]
+    struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    turns = [TEXT_TURNS for _ in images]  # without a mark, which is added where there is an image
+    column = [[image] if image else [] for image in images] if as_list else images
+    column = pa.array(column, pa.list_(struct) if as_list else struct)
+    for row_group_size in (1, 2, 10):
+        path = tmp_path / f"{row_group_size}.parquet"
+        table = pa.table({"images": column, "conversations": turns})
+        pq.write_table(table, path, row_group_size=row_group_size, write_statistics=statistics)
+        manifest, rejected, folders = manifest_of(path)
+        assert (len(manifest), len(rejected)) == (len(images), 0)
+        colour = {id(with_bytes): 10, id(named): 20}
+        assert colours(path, folders) == [colour.get(id(image)) for image in images]
+
+
+@pytest.mark.parametrize("as_list", [True, False])
+@pytest.mark.parametrize("as_struct", [True, False])
+def test_images_in_a_column_without_paths(tmp_path, as_list, as_struct):
+    images = [{"bytes": png(10)} if as_struct else png(10), {"bytes": None} if as_struct else None]
+    image_type = pa.struct([("bytes", pa.binary())]) if as_struct else pa.binary()
+    if as_list:
+        images, image_type = [[image] for image in images], pa.list_(image_type)
+    path = write_parquet(tmp_path / "a.parquet", images, turns=[TEXT_TURNS] * 2, image_type=image_type)
+    assert colours(path, [tmp_path]) == [10, None]
+
+
+def test_a_marked_image_without_bytes_and_path_is_rejected(tmp_path):
+    path = write_parquet(tmp_path / "a.parquet", [NO_IMAGE, {"bytes": png(10), "path": None}], turns=[TURNS, TURNS])
+    manifest, rejected, _ = manifest_of(path)
+    assert manifest["position"].tolist() == [1]
+    assert rejected["reason"].tolist() == ["image token count mismatch"]
+
+
+def test_the_bytes_of_images_are_not_read_to_list_records(tmp_path, monkeypatch):
+    """A few rows without an image do not make the whole file be read."""
+    images = [{"bytes": png(10), "path": None}, None, {"bytes": png(20), "path": "x.png"}]
+    path = write_parquet(tmp_path / "a.parquet", images)
+    read = []
+    iter_batches = pq.ParquetFile.iter_batches
+
+    def remember(self, *args, **options):
+        read.extend(options["columns"])
+        return iter_batches(self, *args, **options)
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", remember)
+    records = list(open_dataset(path).raw())
+    assert [len(record["images"]) for record in records] == [1, 0, 1]
+    assert set(read) == {"image.path", "conversations"}
+
+
 @pytest.mark.parametrize("compliant", [True, False])
 @pytest.mark.parametrize("large", [True, False])
 def test_lists_whose_element_is_named_item_are_read(tmp_path, compliant, large):
