@@ -1,6 +1,7 @@
 """Parquet files as on the Hugging Face hub: turns, and images as bytes or paths."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -41,21 +42,33 @@ class ParquetDataset(FileFormat):
         except (OSError, pa.ArrowException) as error:
             raise DatasetError(f"{self.path} cannot be read as Parquet after row {row}: {error}") from None
 
-    def write(self, positions: Positions, folder: Path) -> None:
-        """Write the rows at these positions with the schema of the file."""
+    def write(self, positions: Positions, folder: Path) -> int:
+        """Write the rows at these positions with the schema of the file; only row groups that have any are read."""
         sorted_positions = np.sort(np.asarray(positions, np.int64))
-        batch_start = 0  # position of the batch's first row
-        with (
-            pq.ParquetFile(self.path) as source,
-            pq.ParquetWriter(self.output(folder), source.schema_arrow) as writer,
-        ):
-            for batch in source.iter_batches(ROWS_PER_BATCH):
-                batch_end = batch_start + len(batch)
-                first, last = np.searchsorted(sorted_positions, [batch_start, batch_end])
-                batch_rows = sorted_positions[first:last] - batch_start
-                if len(batch_rows):
-                    writer.write_batch(batch.take(pa.array(batch_rows)))
-                batch_start = batch_end
+        with ExitStack() as stack:
+            source = stack.enter_context(pq.ParquetFile(self.path))
+            write, group_end = None, 0
+            for group in range(source.num_row_groups):
+                batch_start = group_end  # position of the batch's first row
+                group_end += source.metadata.row_group(group).num_rows
+                first, last = np.searchsorted(sorted_positions, [batch_start, group_end])
+                if first == last:
+                    continue
+                if write is None:
+                    write = stack.enter_context(self.writer(self.output(folder)))
+                for batch in source.iter_batches(ROWS_PER_BATCH, row_groups=[group]):
+                    batch_end = batch_start + len(batch)
+                    first, last = np.searchsorted(sorted_positions, [batch_start, batch_end])
+                    if first < last:
+                        write(batch.take(pa.array(sorted_positions[first:last] - batch_start)))
+                    batch_start = batch_end
+            return source.metadata.num_rows
+
+    @contextmanager
+    def writer(self, path: Path) -> Iterator[Callable[[pa.RecordBatch], None]]:
+        """Write batches of rows with the schema of the file."""
+        with pq.ParquetFile(self.path) as source, pq.ParquetWriter(path, source.schema_arrow) as target:
+            yield target.write_batch
 
 
 def image_column(schema: pa.Schema) -> str | None:

@@ -5,8 +5,11 @@ import decimal
 import io
 import json
 import subprocess
+import sys
 import tarfile
+import tempfile
 import uuid
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import make_record
 from formats import FORMATS, write
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from coincide.base.sections import Dataset
@@ -451,3 +456,36 @@ def test_every_row_is_kept_or_rejected(kind, tiny_data, tmp_path):
     manifest, rejected, _ = manifest_of(annotations, annotations if kind in ("parquet", "texts", "tar") else folder)
     assert len(rejected) == 2
     assert len(manifest) + len(rejected) == count_rows(kind, annotations) == len(records)
+
+
+def test_a_subset_of_several_files_is_written_in_one_pass(tmp_path):
+    """Names and rows of the files are kept, and a file without a selected row is not written."""
+    lines = [[json.dumps({"id": f"{name}{i}", "conversations": TEXT_TURNS}) for i in range(3)] for name in "abc"]
+    for name, of_file in zip("abc", lines):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(of_file))
+    write_parquet(tmp_path / "d.parquet", [{"bytes": png(i), "path": None} for i in range(3)])
+    dataset = open_dataset([str(tmp_path / f"{name}.jsonl") for name in "abc"] + [str(tmp_path / "d.parquet")])
+    opened = []
+    # an audit hook cannot be removed
+    sys.addaudithook(lambda event, arguments: event == "open" and opened.append(str(arguments[0])))
+    (tmp_path / "out").mkdir()
+    assert dataset.write([8, 1, 0, 10], tmp_path / "out") == 12
+    read = [path for path in opened if path.endswith(".jsonl") and "out" not in path]
+    assert sorted(read) == [str(tmp_path / f"{name}.jsonl") for name in "abc"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.jsonl", "c.jsonl", "d.parquet"]
+    assert (tmp_path / "out/a.jsonl").read_text().splitlines() == lines[0][:2]
+    assert (tmp_path / "out/c.jsonl").read_text().splitlines() == lines[2][2:]
+    assert colours(tmp_path / "out/d.parquet", [tmp_path / "out"]) == [1]
+
+
+@given(st.lists(st.sampled_from(range(40)), unique=True, min_size=1), st.sampled_from([1, 3, 100]))
+@settings(max_examples=20, deadline=None)
+def test_any_subset_of_parquet_keeps_the_rows_and_the_schema(positions, row_group_size):
+    table = pa.table({"id": list(range(40)), "conversations": [TEXT_TURNS] * 40})
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.parquet"
+        pq.write_table(table, path, row_group_size=row_group_size)
+        (Path(folder) / "out").mkdir()
+        assert open_dataset(path).write([*positions, 40], Path(folder) / "out") == 40
+        written = pq.read_table(Path(folder) / "out/a.parquet")
+    assert written.equals(table.take(sorted(positions)))
