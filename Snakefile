@@ -36,7 +36,7 @@ from coincide.workflow.content import changed_dataset_text, dataset_content, kep
 from coincide.workflow.job import offer_package
 from coincide.workflow.job_resources import RESOURCES, JobResources
 from coincide.workflow.lock import hold_run
-from coincide.workflow.overlay import check_runs
+from coincide.workflow.overlay import check_runs, with_types
 from coincide.workflow.plan import finish_plans, write_plans
 from coincide.workflow.recheck import repeat_checks
 from coincide.workflow.slurm import cancel_orphans
@@ -55,7 +55,8 @@ min_version("9.0")
 FOLDER = workflow.current_basedir.get_path_or_uri(secret_free=True)
 # Jobs in another environment (conda, modules) find this package, too.
 offer_package(FOLDER)
-given = config  # by --configfile, --config, or the workflow that includes this one as a module
+# By --configfile, --config, or the workflow that includes this one as a module
+given = with_types(config, workflow.config_settings.config_args or [])
 config = load_configfile(workflow.source_path("config.yaml"))
 update_config(config, given)
 

@@ -17,6 +17,7 @@ PACKAGES = {
     "pydantic_core": ["pydantic"],
     "easy_vqa": ["easy-vqa"],
     "faiss": ["faiss-cpu"],
+    "huggingface_hub": ["huggingface-hub"],
     "lmms_eval": ["lmms-eval", "decord"],  # its model registry imports decord
     "sklearn": ["scikit-learn"],
     "torch": ["torch", "torchvision"],  # a pair of versions

@@ -24,4 +24,4 @@ if [ -e "$target/config.yaml" ] && ! cmp -s "$new" "$target/config.yaml"; then
   echo "the previous profile was saved as $before"
 fi
 mv "$new" "$target/config.yaml"
-echo "wrote $target/config.yaml: run snakemake --profile $profile in this folder"
+echo "wrote $target/config.yaml: run .venv/bin/snakemake --profile $profile in this folder"

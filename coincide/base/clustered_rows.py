@@ -107,12 +107,11 @@ class ClusteredRows:
             ValueError: a row has NaN or infinity.
         """
         chosen = [int(c) for c in (range(len(self)) if clusters is None else clusters)]
-        progress = Progress(len(chosen), description, unit="clusters")
-        if device == "cpu":
-            results = self._map_on_threads(function, chosen, progress)
-        else:
-            results = self._map_in_batches(function, chosen, progress, device)
-        progress.close()
+        with Progress(len(chosen), description, unit="clusters") as progress:
+            if device == "cpu":
+                results = self._map_on_threads(function, chosen, progress)
+            else:
+                results = self._map_in_batches(function, chosen, progress, device)
         return results
 
     def _map_on_threads(self, function, clusters, progress):

@@ -3,6 +3,7 @@
 import re
 import sys
 import time
+from typing import Self
 
 from tqdm import tqdm
 
@@ -12,7 +13,7 @@ LINE = re.compile(r"^.+: ([\d,]+) of ([\d,]+) \w+, ([\d,.]+)/s, (?:[\d:]+|\?) le
 
 
 class Progress:
-    """Counts finished work and shows it with its rate and the time left.
+    """Counts finished work and shows it with its rate and the time left; a context that closes the bar at its end.
 
     Args:
         total: number of units of work.
@@ -44,10 +45,24 @@ class Progress:
                 flush=True,
             )
 
-    def close(self) -> None:
-        """Close the bar."""
-        if self.bar is not None:
-            self.bar.close()
+    def close(self, *, complete: bool = True) -> None:
+        """Close the bar.
+
+        Args:
+            complete: the work is finished, with fewer units than planned if it ended early, as k-means does.
+        """
+        if self.bar is None:
+            return
+        if complete and self.bar.n != self.bar.total:
+            self.bar.total = self.bar.n
+            self.bar.refresh()
+        self.bar.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        self.close(complete=error is None)
 
 
 def rate_and_left(line: str) -> tuple[float, float | None] | None:

@@ -140,23 +140,23 @@ def spherical_kmeans(
 def _iterate(state, iterations, stalled):
     """Alternate assignment and update of a `Lloyd` or `DeviceLloyd`; return it and the objective per iteration."""
     rows, objective = state.rows, []
-    progress = Progress(iterations * len(rows), "k-means", unit="rows")
-    for i in range(iterations):
-        changed = state.assign(progress)
-        progress.update((i + 1) * len(rows) - progress.done)  # the rows whose bounds were enough
-        objective.append(state.update())
-        filled = _fill_empty_clusters(state)
-        log.info(
-            "k-means: iteration %d, mean similarity %.7f, %d rows changed cluster, %d clusters re-seeded, work %.2f",
-            len(objective), objective[-1], changed, filled, state.work,
-        )  # fmt: skip
-        gain = objective[-1] - objective[-2] if len(objective) > 1 else np.inf
-        if not filled and (not changed or gain <= stalled):
-            reason = f"the objective gains {gain:.1g}" if changed else "no row changes its cluster"
-            if len(objective) < iterations:
-                log.info("k-means: ends after %d of %d iterations: %s", len(objective), iterations, reason)
-            break
-    progress.close()
+    with Progress(iterations * len(rows), "k-means", unit="rows") as progress:
+        for i in range(iterations):
+            changed = state.assign(progress)
+            progress.update((i + 1) * len(rows) - progress.done)  # the rows whose bounds were enough
+            objective.append(state.update())
+            filled = _fill_empty_clusters(state)
+            log.info(
+                "k-means: iteration %d, mean similarity %.7f, "
+                "%d rows changed cluster, %d clusters re-seeded, work %.2f",
+                len(objective), objective[-1], changed, filled, state.work,
+            )  # fmt: skip
+            gain = objective[-1] - objective[-2] if len(objective) > 1 else np.inf
+            if not filled and (not changed or gain <= stalled):
+                reason = f"the objective gains {gain:.1g}" if changed else "no row changes its cluster"
+                if len(objective) < iterations:
+                    log.info("k-means: ends after %d of %d iterations: %s", len(objective), iterations, reason)
+                break
     return state, tuple(objective)
 
 

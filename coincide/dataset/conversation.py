@@ -120,7 +120,14 @@ def image_list(images: Any) -> list[Any]:
     if images is None or images == "":
         return []
     names = images if isinstance(images, list) else [images]
-    return [_image_name(name) for name in names if name is not None and name != ""]
+    return [_image_name(name) for name in names if not _is_no_image(name)]
+
+
+def _is_no_image(image):
+    """Whether a value stands for no image: null, "", and {"bytes": null, "path": null}, as `datasets` writes it."""
+    if isinstance(image, dict) and image.keys() <= {"bytes", "path"}:
+        return not any(image.values())
+    return image is None or image == ""
 
 
 def _image_name(image):

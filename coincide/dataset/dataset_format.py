@@ -5,7 +5,8 @@ import datetime
 import math
 import posixpath
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,14 @@ class DatasetFormat(ABC):
                 yield record
 
     @abstractmethod
-    def write(self, positions: Positions, folder: Path) -> None:
-        """Write the rows at these positions to a folder, in the dataset's format and under its file names."""
+    def write(self, positions: Positions, folder: Path) -> int:
+        """Write the rows at these positions to a folder, in the dataset's format and under its file names.
+
+        Positions after the last row are ignored, and a file without a row to write is not written.
+
+        Returns:
+            number of rows of the dataset.
+        """
 
 
 class FileFormat(DatasetFormat):
@@ -70,6 +77,28 @@ class FileFormat(DatasetFormat):
     def __init__(self, path: str | Path, name: str | None = None) -> None:
         self.path = Path(path)
         self.name = name or self.path.name
+
+    def write(self, positions: Positions, folder: Path) -> int:
+        """Write the rows at these positions; the file is read once."""
+        picked = iter(np.sort(np.asarray(positions, np.int64)))
+        next_picked, count, write = next(picked, None), 0, None
+        with ExitStack() as stack:
+            for row in self.rows():
+                if count == next_picked:
+                    if write is None:
+                        write = stack.enter_context(self.writer(self.output(folder)))
+                    write(row)
+                    next_picked = next(picked, None)
+                count += 1
+        return count
+
+    def rows(self) -> Iterator[Any]:
+        """Yield the rows as `writer` writes them; default: the raw records."""
+        return self.raw()
+
+    @abstractmethod
+    def writer(self, path: Path) -> AbstractContextManager[Callable[[Any], None]]:
+        """Context of a new file; its value is a function that writes a row."""
 
     def output(self, folder: Path) -> Path:
         """The path of this file in a written subset; its folder is created."""

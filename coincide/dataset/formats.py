@@ -78,16 +78,14 @@ class JoinedDataset(DatasetFormat):
         for file in self.files:
             yield from file.raw()
 
-    def write(self, positions: Positions, folder: Path) -> None:
-        """Write the rows at these positions, each file's rows to a file of the same name."""
+    def write(self, positions: Positions, folder: Path) -> int:
+        """Write the rows at these positions, each file's rows to a file of the same name; each file is read once."""
         sorted_positions = np.sort(np.asarray(positions, np.int64))
         start = 0  # position of the file's first row
         for file in self.files:
-            end = start + sum(1 for _ in file.raw())
-            first, last = np.searchsorted(sorted_positions, [start, end])
-            if last > first:
-                file.write(sorted_positions[first:last] - start, folder)
-            start = end
+            first = np.searchsorted(sorted_positions, start)
+            start += file.write(sorted_positions[first:] - start, folder)
+        return start
 
 
 def expand_annotations(annotations: Annotations) -> list[str]:

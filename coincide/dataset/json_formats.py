@@ -2,12 +2,14 @@
 
 import codecs
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
 from coincide.dataset.conversation import PROMPT_KEYS, TURN_KEYS
-from coincide.dataset.dataset_format import DatasetError, FileFormat, Positions
+from coincide.dataset.dataset_format import DatasetError, FileFormat
 from coincide.dataset.json_stream import JsonStream, JsonStreamError, parse_json
 from coincide.dataset.samples import UnreadableRow
 
@@ -40,11 +42,14 @@ class JsonDataset(FileFormat):
         if not count:
             raise DatasetError(f"{self.path} contains no samples; it must contain at least one")
 
-    def write(self, positions: Positions, folder: Path) -> None:
-        """Write the records at these positions as a JSON list."""
-        with open(self.output(folder), "w", encoding="utf-8") as file:
-            for i, record in enumerate(self.pick(positions)):
-                file.write(("[\n" if i == 0 else ",\n") + json.dumps(record, ensure_ascii=False))
+    @contextmanager
+    def writer(self, path: Path) -> Iterator[Callable[[Any], None]]:
+        """Write a JSON list of the records."""
+        with open(path, "w", encoding="utf-8") as file:
+            separators = chain(["[\n"], repeat(",\n"))
+            yield lambda record: print(
+                next(separators), json.dumps(record, ensure_ascii=False), sep="", end="", file=file
+            )
             file.write("\n]\n")
 
     def _records(self):
@@ -133,7 +138,7 @@ class JsonLinesDataset(FileFormat):
             DatasetError: the file has no lines, or cannot be read.
         """
         line = None
-        for line in self._lines():
+        for line in self.rows():
             try:
                 yield parse_json(line)
             except JsonStreamError as error:
@@ -141,15 +146,13 @@ class JsonLinesDataset(FileFormat):
         if line is None:
             raise DatasetError(f"{self.path} contains no samples; it must contain at least one")
 
-    def write(self, positions: Positions, folder: Path) -> None:
-        """Write the lines at these positions, unchanged; in UTF-8 also where the dataset is in UTF-16."""
-        picked = set(map(int, positions))
-        with open(self.output(folder), "wb") as target:
-            for position, line in enumerate(self._lines()):
-                if position in picked:
-                    target.write(line if line.endswith(b"\n") else line + b"\n")
+    @contextmanager
+    def writer(self, path: Path) -> Iterator[Callable[[bytes], None]]:
+        """Write the lines unchanged; in UTF-8 also where the dataset is in UTF-16."""
+        with open(path, "wb") as file:
+            yield lambda line: file.writelines([line, b"\n" * (not line.endswith(b"\n"))])
 
-    def _lines(self):
+    def rows(self) -> Iterator[bytes]:
         """Yield the lines that are not blank, in UTF-8 and without a byte-order mark."""
         try:
             with open(self.path, "rb") as file:

@@ -3,12 +3,13 @@
 import posixpath
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from coincide.dataset.dataset_format import IMAGE_COLUMNS, DatasetError, FileFormat, Positions
+from coincide.dataset.dataset_format import IMAGE_COLUMNS, DatasetError, FileFormat
 from coincide.dataset.json_stream import JsonStreamError, parse_json
 from coincide.dataset.samples import UnreadableRow
 
@@ -32,19 +33,21 @@ class WebDataset(FileFormat):
             DatasetError: the file cannot be read, or its members cannot be divided into samples.
         """
         with open(self.path, "rb") as file:
-            for key, members in self._samples():
+            for key, members in self.rows():
                 yield self._read_record(file, key, members)
 
-    def write(self, positions: Positions, folder: Path) -> None:
-        """Write the members of the samples at these positions."""
-        picked = set(map(int, positions))
-        with tarfile.open(self.path, "r:") as source, tarfile.open(self.output(folder), "w") as target:
-            for position, (_, members) in enumerate(self._samples()):
-                if position in picked:
-                    for member in members:
-                        target.addfile(member, source.extractfile(member))
+    @contextmanager
+    def writer(self, path: Path) -> Iterator[Callable[[tuple[str, list[tarfile.TarInfo]]], None]]:
+        """Write the members of the samples."""
+        with tarfile.open(self.path, "r:") as source, tarfile.open(path, "w") as target:
 
-    def _samples(self):
+            def write(row):
+                for member in row[1]:
+                    target.addfile(member, source.extractfile(member))
+
+            yield write
+
+    def rows(self) -> Iterator[tuple[str, list[tarfile.TarInfo]]]:
         """Yield (key, list of tar members) of each sample."""
         seen = set()
         try:

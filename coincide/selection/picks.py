@@ -65,13 +65,12 @@ def greedy_picks(kernel: ClusterKernel, m: int) -> NDArray[np.int64]:
     if kernel.whole is not None:
         loops.greedy_additions(kernel.whole, *running, 0, m, TIE)
         return picks
-    progress = Progress(m, "picks of a large cluster", unit="picks")
-    column = np.zeros(n)
-    for i in range(m):
-        loops.greedy_additions(column[None], *running, i, i + 1, TIE)
-        column = kernel.column(picks[i])
-        progress.update(1)
-    progress.close()
+    with Progress(m, "picks of a large cluster", unit="picks") as progress:
+        column = np.zeros(n)
+        for i in range(m):
+            loops.greedy_additions(column[None], *running, i, i + 1, TIE)
+            column = kernel.column(picks[i])
+            progress.update(1)
     return picks
 
 

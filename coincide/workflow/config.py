@@ -85,6 +85,8 @@ def problem_line(error: ErrorDetails, model: type[BaseModel]) -> str:
         allowed = _allowed_keys(model, location[:-1])
         close = difflib.get_close_matches(str(location[-1]), allowed, n=1)
         advice = f"did you mean {close[0]}?" if close else f"allowed keys: {', '.join(allowed)}"
+        if ":" in str(location[-1]):
+            advice = "YAML requires a space after the colon"
         return f"{path}: unknown key; {advice}"
     if error["type"] == "missing":
         return f"{path}: missing; add it"

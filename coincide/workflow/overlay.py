@@ -1,12 +1,49 @@
-"""Configs with several runs: each run overlays its settings on the rest of the config, once per replicate."""
+"""Configs with several runs: each run overlays its settings on the rest of the config, once per replicate.
 
-from collections.abc import Iterator
+Also the settings that --config gives on the command line, which overlay the config as those of a file do.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import yaml
 from pydantic import ValidationError
 
 from coincide.base.sections import Config, Run
 from coincide.workflow.config import ConfigError, check_config, problem_line
+
+
+def with_types(given: Mapping[str, Any], entries: Sequence[str]) -> dict[str, Any]:
+    """The config that a user gave, with the values of --config as YAML reads them.
+
+    Snakemake reads every value inside a list or a mapping as text: `selection={fractions: [0.1]}` arrives as
+    `{"fractions": ["0.1"]}`.
+
+    Args:
+        given: the part of the config that --configfile and --config gave, merged by Snakemake; it is not changed.
+        entries: arguments of --config, each "name=value".
+    """
+    values = dict(given)
+    for entry in entries:
+        name, _, text = entry.partition("=")
+        text = text.strip("'\"")  # as Snakemake does
+        try:
+            as_text, typed = yaml.load(text, yaml.BaseLoader), yaml.safe_load(text)
+        except yaml.YAMLError:
+            continue  # it is text for Snakemake, too
+        if name in values:
+            values[name] = _typed(values[name], as_text, typed)
+    return values
+
+
+def _typed(value, as_text, typed):
+    """The typed value where the value is what Snakemake read; a later entry may have replaced parts of it."""
+    if all(isinstance(v, Mapping) for v in (value, as_text, typed)):
+        return {
+            key: _typed(item, as_text[key], typed[key]) if key in as_text and key in typed else item
+            for key, item in value.items()
+        }
+    return typed if value == as_text else value
 
 
 def check_runs(

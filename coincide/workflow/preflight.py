@@ -42,7 +42,7 @@ from coincide.models.empty import build_empty, count_image_features, max_positio
 from coincide.models.families import FamilyError, family_of
 from coincide.models.layers import resolve_layers
 from coincide.models.loading import load_config, load_processor
-from coincide.models.revisions import resolve
+from coincide.models.revisions import resolve, use_cache_if_unreachable
 from coincide.training.adaptation import freeze, with_lora
 from coincide.training.collator import IGNORED_LABEL, Collator
 from coincide.workflow.config import conversion_of, count_samples, is_to_be_built
@@ -165,6 +165,8 @@ def preflight(
     """
     found = Findings()
     sizes = read_sizes(config)  # as the workflow knows them now, before anything is downloaded
+    if any(not Path(name).is_dir() and not is_to_be_built(name) for name in _model_names(config)):
+        use_cache_if_unreachable()
     listing = _start_listing(config)
     reference, target = _load_models(config, found)
     examples = _find_examples(config, found)
@@ -184,6 +186,12 @@ def preflight(
 def needs_clip(config: Config) -> bool:
     """Whether a selected method reads CLIP scores."""
     return any("clip_scores" in methods.needs(method) for method in config.selection.methods)
+
+
+def _model_names(config):
+    """Names of the models that the run reads: hub names or folders."""
+    models = [config.reference_model, config.target_model, *[config.clip_model] * needs_clip(config)]
+    return [model.name for model in models]
 
 
 # --- models ------------------------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ VERSIONS = {
     "even_mix": 1,
     "tiny_model": 1,
     "converted_model": 1,
-    "manifest": 1,
+    "manifest": 2,
     "shards": 1,
     "holdout_questions": 1,
     "activations": 1,

@@ -5,8 +5,11 @@ import decimal
 import io
 import json
 import subprocess
+import sys
 import tarfile
+import tempfile
 import uuid
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import make_record
 from formats import FORMATS, write
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from coincide.base.sections import Dataset
@@ -99,6 +104,70 @@ def test_a_null_image_is_no_image(tmp_path):
     manifest, rejected, folders = manifest_of(path)
     assert (len(manifest), len(rejected)) == (2, 0)
     assert colours(path, folders) == [None, 10]
+
+
+NO_IMAGE = {"bytes": None, "path": None}
+
+
+@pytest.mark.parametrize("statistics", [True, False])
+@pytest.mark.parametrize("as_list", [True, False])
+@pytest.mark.parametrize("rows", ["all", "one", "mixed", "none"])
+def test_an_image_without_bytes_and_path_is_no_image(tmp_path, rows, as_list, statistics):
+    """As `datasets` writes text-only samples; whether an image without a path has bytes is known from its row group."""
+    with_bytes, named = {"bytes": png(10), "path": None}, {"bytes": png(20), "path": "x.png"}
+    images = {
+        "all": [with_bytes, named, with_bytes],
+        "one": [with_bytes, None, named],
+        "mixed": [with_bytes, NO_IMAGE, named, None, NO_IMAGE],
+        "none": [NO_IMAGE, None, NO_IMAGE],
+    }[rows]
+    struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    turns = [TEXT_TURNS for _ in images]  # without a mark, which is added where there is an image
+    column = [[image] if image else [] for image in images] if as_list else images
+    column = pa.array(column, pa.list_(struct) if as_list else struct)
+    for row_group_size in (1, 2, 10):
+        path = tmp_path / f"{row_group_size}.parquet"
+        table = pa.table({"images": column, "conversations": turns})
+        pq.write_table(table, path, row_group_size=row_group_size, write_statistics=statistics)
+        manifest, rejected, folders = manifest_of(path)
+        assert (len(manifest), len(rejected)) == (len(images), 0)
+        colour = {id(with_bytes): 10, id(named): 20}
+        assert colours(path, folders) == [colour.get(id(image)) for image in images]
+
+
+@pytest.mark.parametrize("as_list", [True, False])
+@pytest.mark.parametrize("as_struct", [True, False])
+def test_images_in_a_column_without_paths(tmp_path, as_list, as_struct):
+    images = [{"bytes": png(10)} if as_struct else png(10), {"bytes": None} if as_struct else None]
+    image_type = pa.struct([("bytes", pa.binary())]) if as_struct else pa.binary()
+    if as_list:
+        images, image_type = [[image] for image in images], pa.list_(image_type)
+    path = write_parquet(tmp_path / "a.parquet", images, turns=[TEXT_TURNS] * 2, image_type=image_type)
+    assert colours(path, [tmp_path]) == [10, None]
+
+
+def test_a_marked_image_without_bytes_and_path_is_rejected(tmp_path):
+    path = write_parquet(tmp_path / "a.parquet", [NO_IMAGE, {"bytes": png(10), "path": None}], turns=[TURNS, TURNS])
+    manifest, rejected, _ = manifest_of(path)
+    assert manifest["position"].tolist() == [1]
+    assert rejected["reason"].tolist() == ["image token count mismatch"]
+
+
+def test_the_bytes_of_images_are_not_read_to_list_records(tmp_path, monkeypatch):
+    """A few rows without an image do not make the whole file be read."""
+    images = [{"bytes": png(10), "path": None}, None, {"bytes": png(20), "path": "x.png"}]
+    path = write_parquet(tmp_path / "a.parquet", images)
+    read = []
+    iter_batches = pq.ParquetFile.iter_batches
+
+    def remember(self, *args, **options):
+        read.extend(options["columns"])
+        return iter_batches(self, *args, **options)
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", remember)
+    records = list(open_dataset(path).raw())
+    assert [len(record["images"]) for record in records] == [1, 0, 1]
+    assert set(read) == {"image.path", "conversations"}
 
 
 @pytest.mark.parametrize("compliant", [True, False])
@@ -387,3 +456,36 @@ def test_every_row_is_kept_or_rejected(kind, tiny_data, tmp_path):
     manifest, rejected, _ = manifest_of(annotations, annotations if kind in ("parquet", "texts", "tar") else folder)
     assert len(rejected) == 2
     assert len(manifest) + len(rejected) == count_rows(kind, annotations) == len(records)
+
+
+def test_a_subset_of_several_files_is_written_in_one_pass(tmp_path):
+    """Names and rows of the files are kept, and a file without a selected row is not written."""
+    lines = [[json.dumps({"id": f"{name}{i}", "conversations": TEXT_TURNS}) for i in range(3)] for name in "abc"]
+    for name, of_file in zip("abc", lines):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(of_file))
+    write_parquet(tmp_path / "d.parquet", [{"bytes": png(i), "path": None} for i in range(3)])
+    dataset = open_dataset([str(tmp_path / f"{name}.jsonl") for name in "abc"] + [str(tmp_path / "d.parquet")])
+    opened = []
+    # an audit hook cannot be removed
+    sys.addaudithook(lambda event, arguments: event == "open" and opened.append(str(arguments[0])))
+    (tmp_path / "out").mkdir()
+    assert dataset.write([8, 1, 0, 10], tmp_path / "out") == 12
+    read = [path for path in opened if path.endswith(".jsonl") and "out" not in path]
+    assert sorted(read) == [str(tmp_path / f"{name}.jsonl") for name in "abc"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.jsonl", "c.jsonl", "d.parquet"]
+    assert (tmp_path / "out/a.jsonl").read_text().splitlines() == lines[0][:2]
+    assert (tmp_path / "out/c.jsonl").read_text().splitlines() == lines[2][2:]
+    assert colours(tmp_path / "out/d.parquet", [tmp_path / "out"]) == [1]
+
+
+@given(st.lists(st.sampled_from(range(40)), unique=True, min_size=1), st.sampled_from([1, 3, 100]))
+@settings(max_examples=20, deadline=None)
+def test_any_subset_of_parquet_keeps_the_rows_and_the_schema(positions, row_group_size):
+    table = pa.table({"id": list(range(40)), "conversations": [TEXT_TURNS] * 40})
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.parquet"
+        pq.write_table(table, path, row_group_size=row_group_size)
+        (Path(folder) / "out").mkdir()
+        assert open_dataset(path).write([*positions, 40], Path(folder) / "out") == 40
+        written = pq.read_table(Path(folder) / "out/a.parquet")
+    assert written.equals(table.take(sorted(positions)))

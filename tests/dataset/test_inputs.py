@@ -289,7 +289,9 @@ def test_images_that_contradict_each_other_are_rejected(folder):
     assert "different images" in rejected[0][1]
 
 
-@pytest.mark.parametrize("image", ["", None, [], [""], [None]])
+@pytest.mark.parametrize(
+    "image", ["", None, [], [""], [None], {"bytes": None, "path": None}, [{"bytes": None, "path": None}]]
+)
 def test_an_empty_image_is_no_image(tmp_path, image):
     for key in ("image", "images"):
         assert sort([text_record(**{key: image})], tmp_path)[0] == ["t"]

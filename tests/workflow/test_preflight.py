@@ -4,8 +4,10 @@ import copy
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -160,7 +162,7 @@ def test_a_model_that_does_not_exist_does_not_hide_other_problems(values, listed
     values["reference_model"]["name"] = "nobody/no-such-model"
     values["target_model"]["training"]["max_tokens"] = 5
     lines = problems(values)
-    assert lines[0].startswith("reference_model.name: nobody/no-such-model: OSError: ")
+    assert lines[0].startswith("reference_model.name: nobody/no-such-model: no such folder, the hub cannot be reached")
     assert "set it to a hub name that this machine can reach" in lines[0]
     assert any("target_model.training.max_tokens" in line for line in lines)
 
@@ -226,11 +228,16 @@ print(resolve(Checkpoint("org/model")).revision)
 """
 
 
-def test_a_hub_name_becomes_a_commit_that_jobs_use(values, tiny_model, tmp_path):
-    folder = tmp_path / "hub/models--org--model"
+def cache_model(cache, model):
+    """Store a model in a cache of the hub as org/model, and return the folder of its commit."""
+    folder = cache / "models--org--model"
     (folder / "refs").mkdir(parents=True)
     (folder / "refs/main").write_text(COMMIT)
-    shutil.copytree(tiny_model, folder / f"snapshots/{COMMIT}")
+    return shutil.copytree(model, folder / f"snapshots/{COMMIT}")
+
+
+def test_a_hub_name_becomes_a_commit_that_jobs_use(values, tiny_model, tmp_path):
+    cache_model(tmp_path / "hub", tiny_model)
     environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(REPO)}
     done = subprocess.run([sys.executable, "-c", RESOLVE], env=environment, text=True, capture_output=True, check=True)
     assert done.stdout.strip() == COMMIT
@@ -246,6 +253,51 @@ def test_a_hub_name_becomes_a_commit_that_jobs_use(values, tiny_model, tmp_path)
     pin_revisions(config, tmp_path / "preflight.json")
     assert config.target_model.checkpoint.revision == COMMIT
     assert config.reference_model.checkpoint.revision is None
+
+
+UNREACHABLE = """
+from coincide.base.sections import Checkpoint
+from coincide.models.loading import load_config, load_processor
+from coincide.models.revisions import HubError, resolve, use_cache_if_unreachable
+use_cache_if_unreachable()
+for name in ("nobody/one", "nobody/two"):
+    try:
+        resolve(Checkpoint(name))
+    except HubError as error:
+        print(error)
+cached = Checkpoint("org/model")
+print(resolve(cached).revision, load_config(cached).model_type, type(load_processor(cached)).__name__)
+"""
+
+
+def test_an_unreachable_hub_is_tried_once_and_its_cache_is_used(tiny_model, tmp_path):
+    snapshots = cache_model(tmp_path / "hub", tiny_model)
+    connections = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def refuse():
+            while True:
+                try:
+                    connection, address = server.accept()
+                except OSError:
+                    return
+                connections.append(address)
+                connection.close()
+
+        threading.Thread(target=refuse, daemon=True).start()
+        environment = {name: value for name, value in os.environ.items() if "OFFLINE" not in name}
+        environment |= {"HF_ENDPOINT": f"http://127.0.0.1:{server.getsockname()[1]}", "NO_PROXY": "127.0.0.1"}
+        environment |= {"HF_HUB_CACHE": str(tmp_path / "hub"), "PYTHONPATH": str(REPO)}
+        command = [sys.executable, "-c", UNREACHABLE]
+        done = subprocess.run(command, env=environment, text=True, capture_output=True, check=False)
+        server.shutdown(socket.SHUT_RDWR)
+    assert done.returncode == 0, done.stderr
+    *errors, cached = done.stdout.splitlines()
+    assert len(errors) == 2
+    assert all("the hub cannot be reached" in error and "`hf download`" in error for error in errors)
+    assert cached == f"{snapshots.name} llava LlavaProcessor"
+    assert len(connections) == 1
+    assert "only models in the hub's cache can be used" in done.stderr
 
 
 def test_the_digest_of_a_folder_follows_config_and_shapes(tiny_model, tmp_path):
