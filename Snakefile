@@ -23,6 +23,7 @@ from coincide.workflow.config import (
     check_workflow_folder,
     demo_settings,
 )
+from coincide.workflow.constraint_checks import check_manifests
 from coincide.workflow.content import changed_dataset_text, dataset_content, kept_text
 from coincide.workflow.job import offer_package
 from coincide.workflow.job_resources import RESOURCES, JobResources
@@ -123,6 +124,7 @@ onstart:
             )
     try:
         repeat_stale_checks()
+        check_constraints()
     except UserError as error:
         raise WorkflowError(str(error))
     write_plans(folders, *planned_jobs(), next(iter(log), ""))

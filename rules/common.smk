@@ -114,6 +114,27 @@ def repeat_stale_checks():
     )
 
 
+def if_constrained(paths):
+    """The files, none if coresets have no constraints."""
+    return lambda wildcards: (
+        paths(wildcards)
+        if runs.setting(wildcards.run, "selection.constraints.is_set")
+        else []
+    )
+
+
+def id_files(*keys):
+    """Files of the ids of samples to keep or exclude; absolute, so that none is taken for an output of a rule."""
+
+    def files(wildcards):
+        values = [
+            runs.setting(wildcards.run, f"selection.constraints.{key}") for key in keys
+        ]
+        return [os.path.abspath(value) for value in values if isinstance(value, str)]
+
+    return files
+
+
 def if_needed(artefact, paths):
     """The files of an artefact if the method of the wildcards needs it, else none."""
     return lambda wildcards: (
@@ -306,6 +327,15 @@ def profile_overrides():
         name: {key: str(value.raw) for key, value in resources.items()}
         for name, resources in sorted(overrides.items())
     }
+
+
+def check_constraints():
+    """Check the constraints of runs whose manifest exists; the job that writes a manifest checks them, too."""
+    new = {str(path) for job in workflow.dag.needrun_jobs() for path in job.output}
+    folders = {
+        run: (runs.folder(run, "manifest"), runs.folder(run, "merge")) for run in runs
+    }
+    check_manifests(runs.configs, folders, new)
 
 
 def builds_resources():

@@ -92,6 +92,9 @@ rule write_report:
         clusters=stage_output("clusters", "clusters.parquet"),
         cluster_stats="results/{run}/cluster_stats.parquet",
         coreset=lambda wildcards: coresets(wildcards.run, "coreset.parquet")[0],
+        coresets=if_constrained(
+            lambda wildcards: coresets(wildcards.run, "coreset.parquet")
+        ),
         annotations=annotation_files,
         images=image_folders,
         performance="results/{run}/figures/performance.svg",
@@ -117,5 +120,6 @@ rule write_report:
         **settings("write_report"),
         benchmarks=lambda wildcards: benchmark_folders(wildcards.run),
         shared=lambda wildcards: runs.shared(wildcards.run),
+        selections=lambda wildcards: selections(wildcards.run),
     script:
         "../workflow_scripts/write_report.py"

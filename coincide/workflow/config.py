@@ -19,6 +19,7 @@ from coincide.dataset.formats import DatasetError, expand_annotations, open_data
 from coincide.dataset.json_formats import RECORD_KEYS
 from coincide.models.layers import config_depth, resolve_layers
 from coincide.selection.budget import total_budget
+from coincide.selection.conflicts import budget_in_words, conflicts_of_counts, conflicts_of_settings, shared_ids
 
 # Datasets and models that the workflow builds when the config names them.
 MINI_MIX, EVEN_MIX = "resources/mini-mix", "resources/even-mix"
@@ -52,9 +53,11 @@ def check_config(values: dict[str, Any], *, files: bool = True) -> Config:
         config = Config.model_validate(values)
     except ValidationError as error:
         raise ConfigError(list(dict.fromkeys(problem_line(e, Config) for e in error.errors()))) from None
-    problems = [*_method_problems(config), *_fraction_problems(config)]
+    constraints = config.selection.constraints
+    problems = [*_method_problems(config), *_fraction_problems(config), *conflicts_of_settings(constraints)]
     if files and not problems:
         problems = [*_path_problems(config), *_layer_problems(config), *_size_problems(config)]
+        problems += _constraint_problems(config)
     if problems:
         raise ConfigError(problems)
     return config
@@ -247,6 +250,19 @@ def _size_problems(config: Config) -> Iterator[str]:
     for fraction in config.selection.fractions:
         if total_budget(fraction, n) < 1:
             yield f"selection.fractions: {fraction} of {n} samples keeps none; at least {1 / n:.2g} keeps one"
+
+
+def _constraint_problems(config: Config) -> Iterator[str]:
+    """Of constraints, what ids and the number of samples show; the rest needs the manifest."""
+    constraints, n = config.selection.constraints, count_samples(config)
+    try:
+        yield from shared_ids(constraints)
+        for fraction in config.selection.fractions if n else []:
+            yield from conflicts_of_counts(
+                constraints, total_budget(fraction, n or 0), budget_in_words(fraction, n or 0)
+            )
+    except UserError as error:  # a file of ids
+        yield f"selection.constraints: {error}"
 
 
 def count_samples(config: Config) -> int | None:

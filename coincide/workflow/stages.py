@@ -63,7 +63,7 @@ VERSIONS = {
     "coreset_dataset": 1,
     "finetune_model": 1,
     "evaluate_model": 1,
-    "summary": 1,
+    "summary": 2,
     "figures": 1,
     "write_report": 1,
     "comparison": 1,
