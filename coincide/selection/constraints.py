@@ -95,23 +95,26 @@ def _take(order, bounds):
     # taken at once, and what waits in its cell is dropped.
     while missing := bounds.budget - counts.sum():
         block = waiting[:missing]
-        fits = _longest(lambda count: bounds.can_be_met(counts + bounds.count(block[:count]), available), len(block))  # noqa: B023
+        fits = _longest_prefix(block, counts, available, bounds)
         taken[block[:fits]] = True
         counts = counts + bounds.count(block[:fits])
-        if fits == len(block):
-            if fits < missing:
-                return None
-            continue
-        rest = waiting[fits:]
-        waiting = rest[bounds.cell[rest] != bounds.cell[rest[0]]]
+        if fits < len(block):
+            rest = waiting[fits:]
+            waiting = rest[bounds.cell[rest] != bounds.cell[rest[0]]]
+        elif fits < missing:
+            return None
     return taken
 
 
-def _longest(is_possible, largest):
-    """The largest count up to which `is_possible` holds; it holds for 0."""
-    if is_possible(largest):
-        return largest
-    low, high = 0, largest
+def _longest_prefix(block, counts, available, bounds):
+    """Number of the first rows of a block that can be taken together; if some rows can be, so can fewer."""
+
+    def is_possible(number):
+        return bounds.can_be_met(counts + bounds.count(block[:number]), available)
+
+    if is_possible(len(block)):
+        return len(block)
+    low, high = 0, len(block)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if is_possible(middle) else (low, middle)
