@@ -135,6 +135,21 @@ def id_files(*keys):
     return files
 
 
+def earlier_run(*names):
+    """Files of the run that the dataset extends, none if it extends no run.
+
+    Absolute, so that none is taken for an output of a rule, and without meaningful times: a finished run stays as it is.
+    """
+
+    def files(wildcards):
+        folder = runs.setting(wildcards.run, "dataset.extends")
+        if folder is None:
+            return []
+        return [ancient(os.path.abspath(f"{folder}/{name}")) for name in names]
+
+    return files
+
+
 def if_needed(artefact, paths):
     """The files of an artefact if the method of the wildcards needs it, else none."""
     return lambda wildcards: (

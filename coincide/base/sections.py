@@ -179,6 +179,12 @@ class Dataset(Section):
     images: StrictStr | None = setting(
         None, "folder that image names are relative to; null: the folder of annotations", path=True
     )
+    extends: StrictStr | None = setting(
+        None,
+        "folder of a finished run, results/<run>, whose samples are among these: their activations are reused; null: "
+        "none",
+        path=True,
+    )
     follow_links: StrictBool = setting(
         True,
         "follow links in the images folder that lead out of it; false: reject the samples of such images",

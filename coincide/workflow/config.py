@@ -15,6 +15,7 @@ from coincide import methods
 from coincide.base.errors import UserError
 from coincide.base.files import in_workflow_folder
 from coincide.base.sections import Config
+from coincide.dataset.earlier import check_earlier_run
 from coincide.dataset.formats import DatasetError, expand_annotations, open_dataset
 from coincide.dataset.json_formats import RECORD_KEYS
 from coincide.models.layers import config_depth, resolve_layers
@@ -164,6 +165,14 @@ def _dataset_path_problems(config):
             yield f"dataset.annotations: {error}"
         except StopIteration:
             yield "dataset.annotations: the dataset contains no samples"
+    if dataset.extends is not None:
+        if Path(dataset.extends).resolve() == Path(f"results/{config.run}").resolve():
+            yield f"dataset.extends: {dataset.extends} is the folder of this run; set run to another name"
+        else:
+            try:
+                check_earlier_run(dataset.extends, sample_metrics=config.reference_model.sample_metrics)
+            except UserError as error:
+                yield f"dataset.extends: {error}"
     if dataset.images not in [f"{mix}/images" for mix in (MINI_MIX, EVEN_MIX)] and not _is_folder(dataset.images):
         advice = "set it to the folder that image names are relative to"
         yield f"dataset.images: the folder {dataset.images} does not exist; {advice}"

@@ -43,6 +43,7 @@ COLUMNS = {
 # What changes when a path does, and which jobs the entries of an expanded setting have. The first rules of each.
 READERS = {
     "dataset.annotations": ("manifest",),
+    "dataset.extends": ("activations",),
     "dataset.images": ("manifest", "activations", "clip_scores", "difficulty", "finetune_model"),
 }
 EXPANDED = {
