@@ -150,6 +150,19 @@ def earlier_run(*names):
     return files
 
 
+def earlier_clusters(*names):
+    """Files next to the centroids that samples are assigned to, none if they are clustered."""
+
+    def files(wildcards):
+        centroids = runs.setting(wildcards.run, "clustering.centroids")
+        if centroids is None:
+            return []
+        folder = os.path.dirname(os.path.abspath(centroids))
+        return [ancient(f"{folder}/{name}") for name in names]
+
+    return files
+
+
 def if_needed(artefact, paths):
     """The files of an artefact if the method of the wildcards needs it, else none."""
     return lambda wildcards: (

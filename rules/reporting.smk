@@ -8,6 +8,8 @@ rule summary:
         manifest=stage_output("merge", "manifest.parquet"),
         holdout=stage_output("manifest", "samples/holdout.parquet"),
         shares=stage_output("shares", "shares.parquet"),
+        clusters=stage_output("clusters", "clusters.parquet"),
+        earlier=earlier_clusters("clusters.parquet"),
         coresets=lambda wildcards: coresets(wildcards.run, "coreset.parquet"),
     output:
         parquet="results/{run}/summary.parquet",

@@ -1,7 +1,7 @@
 """Summarise the scores of all models as relative performance.
 
-Reads the results of all evaluations, the manifest, the rejected samples and the coresets. Writes the scores of every
-model on every task as Parquet and CSV, and the headline table with warnings as Markdown.
+Reads the results of all evaluations, the manifest, the rejected samples, the clusters and the coresets. Writes the
+scores of every model on every task as Parquet and CSV, and the headline table with warnings as Markdown.
 """
 
 from coincide.workflow.job import start
@@ -16,6 +16,7 @@ from coincide.reporting.summary import (
     as_text,
     constraint_table,
     failure_lines,
+    fit_text,
     read_results,
     relative_performance,
 )
@@ -31,12 +32,17 @@ coresets = {
     for selection, path in zip(snakemake.params.selections, snakemake.input.coresets)
 }
 constraints = config.selection.constraints
+clusters = [spread_text(pd.read_parquet(snakemake.input.shares))]
+if snakemake.input.earlier:
+    similarity = ["sample_id", "similarity"]
+    paths = (snakemake.input.earlier[0], snakemake.input.clusters)
+    clusters.append(fit_text(*(pd.read_parquet(path, columns=similarity) for path in paths)))
 text = as_text(
     summary,
     pd.read_parquet(snakemake.input.rejected),
     manifest,
     coresets,
-    clusters=spread_text(pd.read_parquet(snakemake.input.shares)),
+    clusters="\n\n".join(clusters),
     report=snakemake.params.report,
     failures=failure_lines(snakemake.input.results),
     warnings=snakemake.params.demo_settings,

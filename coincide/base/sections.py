@@ -414,6 +414,12 @@ class Clustering(Section):
     STAGES = ("clusters",)
 
     k: Count | None = setting(None, "number of clusters; null: one per 66 samples, as in the paper")
+    centroids: StrictStr | None = setting(
+        None,
+        "centroids.parquet of a finished run: samples are assigned to these centroids, and the other settings of the "
+        "section have no effect; null: cluster the samples",
+        path=True,
+    )
     iterations: Count = setting(50, "maximum number of Lloyd iterations")
     init: Literal["random", "k-means++"] = setting(
         "random",

@@ -146,6 +146,7 @@ def _fraction_problems(config: Config) -> Iterator[str]:
 def _path_problems(config: Config) -> Iterator[str]:
     yield from _dataset_path_problems(config)
     yield from _model_path_problems(config)
+    yield from _centroid_problems(config)
     python, include_path = config.evaluation.python, config.evaluation.include_path
     if python and not Path(python).is_file():
         yield f"evaluation.python: {python} does not exist; set it to the path of a Python interpreter, or null"
@@ -183,6 +184,18 @@ def _brace_problems(key, paths):
     for path in paths:
         if "{" in path or "}" in path:
             yield f"{key}: {path} has braces, which Snakemake reserves; rename it, or set a link without braces"
+
+
+def _centroid_problems(config):
+    """The centroids of a finished run, with the clusters next to them."""
+    if (centroids := config.clustering.centroids) is None:
+        return
+    if Path(centroids).resolve() == Path(f"results/{config.run}/centroids.parquet").resolve():
+        yield f"clustering.centroids: {centroids} is written by this run; set run to another name"
+    for path in (Path(centroids), Path(centroids).with_name("clusters.parquet")):
+        if not path.is_file():
+            advice = "set it to the centroids.parquet of a finished run, or null"
+            yield f"clustering.centroids: {path} does not exist; {advice}"
 
 
 def _is_folder(path):

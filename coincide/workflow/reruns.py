@@ -18,7 +18,7 @@ OTHER_RULES = {
     "tiny_model": (),
     "cluster_stats": ("shares", "budget"),
     "coreset_dataset": (CORESET, "merge"),
-    "summary": ("evaluate_model", "merge", "shares", CORESET),
+    "summary": ("evaluate_model", "merge", "clusters", "shares", CORESET),
     "figures": ("summary", "cluster_stats", "clusters", "merge", CORESET),
     "write_report": ("summary", "merge", "clusters", "cluster_stats", "figures", CORESET),
 }
@@ -44,6 +44,7 @@ COLUMNS = {
 READERS = {
     "dataset.annotations": ("manifest",),
     "dataset.extends": ("activations",),
+    "clustering.centroids": ("clusters",),
     "dataset.images": ("manifest", "activations", "clip_scores", "difficulty", "finetune_model"),
 }
 EXPANDED = {

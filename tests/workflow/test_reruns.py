@@ -82,6 +82,7 @@ def values_that_a_rule_cannot_derive(folder):
         "dataset.annotations": str(folder / "data.json"),
         "dataset.images": str(folder / "images"),
         "dataset.extends": str(folder / "earlier"),
+        "clustering.centroids": str(folder / "earlier/centroids.parquet"),
         "reference_model.name": str(folder / "model"),
         "target_model.name": str(folder / "model"),
         "clip_model.name": str(folder / "model"),
