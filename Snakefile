@@ -32,6 +32,7 @@ from coincide.workflow.console import (
     is_quiet,
     quieten_snakemake,
 )
+from coincide.workflow.constraint_checks import check_manifests
 from coincide.workflow.content import changed_dataset_text, dataset_content, kept_text
 from coincide.workflow.job import offer_package
 from coincide.workflow.job_resources import RESOURCES, JobResources
@@ -141,6 +142,7 @@ onstart:
             )
     try:
         repeat_stale_checks()
+        check_constraints()
     except UserError as error:
         raise WorkflowError(str(error))
     write_plans(folders, *planned_jobs(), next(iter(log), ""))

@@ -5,6 +5,7 @@
 rule clusters:
     input:
         activations=stage_output("merge", "activations.parquet"),
+        earlier=earlier_clusters("centroids.parquet"),
     output:
         clusters="results/{run}/clusters.parquet",
         centroids="results/{run}/centroids.parquet",

@@ -114,6 +114,55 @@ def repeat_stale_checks():
     )
 
 
+def if_constrained(paths):
+    """The files, none if coresets have no constraints."""
+    return lambda wildcards: (
+        paths(wildcards)
+        if runs.setting(wildcards.run, "selection.constraints.is_set")
+        else []
+    )
+
+
+def id_files(*keys):
+    """Files of the ids of samples to keep or exclude; absolute, so that none is taken for an output of a rule."""
+
+    def files(wildcards):
+        values = [
+            runs.setting(wildcards.run, f"selection.constraints.{key}") for key in keys
+        ]
+        return [os.path.abspath(value) for value in values if isinstance(value, str)]
+
+    return files
+
+
+def earlier_run(*names):
+    """Files of the run that the dataset extends, none if it extends no run.
+
+    Absolute, so that none is taken for an output of a rule, and without meaningful times: a finished run stays as it is.
+    """
+
+    def files(wildcards):
+        folder = runs.setting(wildcards.run, "dataset.extends")
+        if folder is None:
+            return []
+        return [ancient(os.path.abspath(f"{folder}/{name}")) for name in names]
+
+    return files
+
+
+def earlier_clusters(*names):
+    """Files next to the centroids that samples are assigned to, none if they are clustered."""
+
+    def files(wildcards):
+        centroids = runs.setting(wildcards.run, "clustering.centroids")
+        if centroids is None:
+            return []
+        folder = os.path.dirname(os.path.abspath(centroids))
+        return [ancient(f"{folder}/{name}") for name in names]
+
+    return files
+
+
 def if_needed(artefact, paths):
     """The files of an artefact if the method of the wildcards needs it, else none."""
     return lambda wildcards: (
@@ -321,6 +370,15 @@ def profile_overrides():
         name: {key: str(value.raw) for key, value in resources.items()}
         for name, resources in sorted(overrides.items())
     }
+
+
+def check_constraints():
+    """Check the constraints of runs whose manifest exists; the job that writes a manifest checks them, too."""
+    new = {str(path) for job in workflow.dag.needrun_jobs() for path in job.output}
+    folders = {
+        run: (runs.folder(run, "manifest"), runs.folder(run, "merge")) for run in runs
+    }
+    check_manifests(runs.configs, folders, new)
 
 
 def builds_resources():

@@ -7,6 +7,7 @@ rule activations:
         shards=stage_output("shards", "shards"),
         images=image_folders,
         model=model_files("reference_model"),
+        extends=earlier_run("shards", "activations.parquet"),
     output:
         activations="results/{run}/activations/shard-{shard}.parquet",
         rejected="results/{run}/activations/shard-{shard}.rejected.parquet",

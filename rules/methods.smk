@@ -17,6 +17,8 @@ rule method_coreset:
         difficulty=if_needed(
             "difficulty", stage_output("difficulty", "difficulty.parquet")
         ),
+        manifest=if_constrained(stage_output("merge", "manifest.parquet")),
+        ids=id_files("keep", "exclude"),
     output:
         "results/{run}/coresets/{method}/{fraction}/coreset.parquet",
     log:

@@ -8,6 +8,8 @@ rule summary:
         manifest=stage_output("merge", "manifest.parquet"),
         holdout=stage_output("manifest", "samples/holdout.parquet"),
         shares=stage_output("shares", "shares.parquet"),
+        clusters=stage_output("clusters", "clusters.parquet"),
+        earlier=earlier_clusters("clusters.parquet"),
         coresets=lambda wildcards: coresets(wildcards.run, "coreset.parquet"),
     output:
         parquet="results/{run}/summary.parquet",
@@ -92,6 +94,9 @@ rule write_report:
         clusters=stage_output("clusters", "clusters.parquet"),
         cluster_stats="results/{run}/cluster_stats.parquet",
         coreset=lambda wildcards: coresets(wildcards.run, "coreset.parquet")[0],
+        coresets=if_constrained(
+            lambda wildcards: coresets(wildcards.run, "coreset.parquet")
+        ),
         annotations=annotation_files,
         images=image_folders,
         performance="results/{run}/figures/performance.svg",
@@ -117,5 +122,6 @@ rule write_report:
         **settings("write_report"),
         benchmarks=lambda wildcards: benchmark_folders(wildcards.run),
         shared=lambda wildcards: runs.shared(wildcards.run),
+        selections=lambda wildcards: selections(wildcards.run),
     script:
         "../workflow_scripts/write_report.py"

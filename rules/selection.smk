@@ -80,6 +80,9 @@ rule shares:
 rule budget:
     input:
         shares=stage_output("shares", "shares.parquet"),
+        clusters=if_constrained(stage_output("clusters", "clusters.parquet")),
+        manifest=if_constrained(stage_output("merge", "manifest.parquet")),
+        ids=id_files("keep", "exclude"),
     output:
         "results/{run}/coresets/coincide/{fraction}/budget.parquet",
     log:
@@ -126,6 +129,8 @@ rule picks:
         budget=stage_output("budget", "coresets/coincide/{fraction}/budget.parquet"),
         activations=stage_output("merge", "activations.parquet"),
         clusters=stage_output("clusters", "clusters.parquet"),
+        manifest=if_constrained(stage_output("merge", "manifest.parquet")),
+        ids=id_files("keep", "exclude"),
     output:
         "results/{run}/coresets/coincide/{fraction}/picks/group-{cluster_group}.parquet",
     log:
@@ -155,6 +160,11 @@ rule coincide_coreset:
             "coresets/coincide/{fraction}/picks/group-{cluster_group}.parquet",
             cluster_group=cluster_groups,
         ),
+        budget=if_constrained(
+            stage_output("budget", "coresets/coincide/{fraction}/budget.parquet")
+        ),
+        manifest=if_constrained(stage_output("merge", "manifest.parquet")),
+        ids=id_files("keep", "exclude"),
     output:
         "results/{run}/coresets/coincide/{fraction}/coreset.parquet",
     log:
@@ -175,6 +185,7 @@ rule coincide_coreset:
 rule full_coreset:
     input:
         manifest=stage_output("merge", "manifest.parquet"),
+        ids=id_files("exclude"),
     output:
         "results/{run}/coresets/full/1/coreset.parquet",
     log:

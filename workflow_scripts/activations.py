@@ -1,7 +1,8 @@
 """Extract the activations of one shard with the reference model.
 
-Reads the shard's records and the images. Writes the shard's activations, its rejected samples, and its sample metrics
-(an empty folder unless reference_model.sample_metrics is set).
+Reads the shard's records and the images and, with dataset.extends, the activations of a finished run. Writes the
+shard's activations, its rejected samples, and its sample metrics (an empty folder unless reference_model.sample_metrics
+is set).
 """
 
 from pathlib import Path
@@ -20,5 +21,6 @@ rejected = extract_shard(
     config.reference_model,
     snakemake.output.activations,
     snakemake.output.sample_metrics,
+    extends=config.dataset.extends,
 )
 write_table(rejected_table(rejected), snakemake.output.rejected)

@@ -1,7 +1,10 @@
 """Coreset of a baseline.
 
-Reads the clusters, the activations and the artefacts that the method needs. Writes coreset.parquet.
+Reads the clusters, the activations, the artefacts that the method needs and, with constraints, the manifest. Writes
+coreset.parquet.
 """
+
+from functools import partial
 
 from coincide.workflow.job import start
 
@@ -11,8 +14,9 @@ from coincide import methods
 from coincide.base.tables import coreset_table, write_table
 from coincide.methods._inputs import MethodInputs
 from coincide.selection.budget import total_budget
+from coincide.selection.constraints import constrain, read_bounds, reasons
 
-method = snakemake.wildcards.method
+method, fraction = snakemake.wildcards.method, float(snakemake.wildcards.fraction)
 inputs = MethodInputs(
     snakemake.input.clusters,
     snakemake.input.activations,
@@ -21,11 +25,12 @@ inputs = MethodInputs(
     snakemake.input.difficulty,
     method=method,
 )
-indices, scores = methods.pick(
-    method,
-    inputs,
-    total_budget(float(snakemake.wildcards.fraction), len(inputs.clusters)),
-    seed=config.selection.seed,
-    values=snakemake.params.method_settings,
-)
-write_table(coreset_table(inputs.clusters, indices, scores), snakemake.output[0])
+pick = partial(methods.pick, method, inputs, seed=config.selection.seed, values=snakemake.params.method_settings)
+indices, scores = pick(count := total_budget(fraction, len(inputs.clusters)))
+columns = {}
+bounds = read_bounds(config.selection.constraints, snakemake.input.manifest, inputs.clusters["sample_id"], fraction)
+if bounds:
+    own = indices
+    indices, is_added = constrain(lambda number: own if number == count else pick(number)[0], bounds)
+    columns["constraint"] = reasons(bounds, indices, is_added)
+write_table(coreset_table(inputs.clusters, indices, scores).assign(**columns), snakemake.output[0])

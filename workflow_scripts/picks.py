@@ -1,6 +1,7 @@
 """Pick members of each cluster of one group within its budget, by greedy MMD.
 
-Reads the activations, the clusters, the shares and the budgets. Writes the picked rows of the activations.
+Reads the activations, the clusters, the shares, the budgets and, with constraints, the manifest. Writes the picked rows
+of the activations, with constraints on sources or text-only samples beyond the budgets.
 """
 
 from coincide.workflow.job import start
@@ -13,9 +14,12 @@ from coincide.base.activation_store import Activations
 from coincide.base.clustered_rows import ClusteredRows
 from coincide.base.devices import pick_device
 from coincide.base.tables import write_table
+from coincide.selection.constraints import read_bounds
 from coincide.selection.picks import pick_members
 
-labels = pd.read_parquet(snakemake.input.clusters)["cluster"].to_numpy()
+clusters, constraints = pd.read_parquet(snakemake.input.clusters), config.selection.constraints
+labels, fraction = clusters["cluster"].to_numpy(), float(snakemake.wildcards.fraction)
+bounds = read_bounds(constraints, snakemake.input.manifest, clusters["sample_id"], fraction)
 stats = pd.read_parquet(snakemake.input.shares).merge(pd.read_parquet(snakemake.input.budget), on="cluster")
 clustered = ClusteredRows(Activations(snakemake.input.activations), labels, len(stats))
 picks = pick_members(
@@ -26,5 +30,8 @@ picks = pick_members(
     within=config.selection.within,
     seed=config.clustering.seed,
     device=pick_device(config.selection.device),
+    kept=bounds and bounds.kept,
+    excluded=bounds and bounds.excluded,
+    beyond_budget=constraints.has_bounds,
 )
 write_table(pd.DataFrame({"row": picks}), snakemake.output[0])

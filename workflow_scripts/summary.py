@@ -1,7 +1,7 @@
 """Summarise the scores of all models as relative performance.
 
-Reads the results of all evaluations, the manifest, the rejected samples and the coresets. Writes the scores of every
-model on every task as Parquet and CSV, and the headline table with warnings as Markdown.
+Reads the results of all evaluations, the manifest, the rejected samples, the clusters and the coresets. Writes the
+scores of every model on every task as Parquet and CSV, and the headline table with warnings as Markdown.
 """
 
 from coincide.workflow.job import start
@@ -12,25 +12,41 @@ import pandas as pd
 
 from coincide.base.files import replacing
 from coincide.base.tables import write_table
-from coincide.reporting.summary import as_text, failure_lines, read_results, relative_performance
+from coincide.reporting.summary import (
+    as_text,
+    constraint_table,
+    failure_lines,
+    fit_text,
+    read_results,
+    relative_performance,
+)
 from coincide.selection.budget import spread_text
 
 summary = relative_performance(read_results(snakemake.input.results), learned_above=config.evaluation.learned_above)
 write_table(summary, snakemake.output.parquet)
 with replacing(snakemake.output.csv) as path:
     summary.to_csv(path, index=False)
+manifest = pd.read_parquet(snakemake.input.manifest, columns=["sample_id", "source", "n_images"])
+coresets = {
+    selection: pd.read_parquet(path, columns=["sample_id"])
+    for selection, path in zip(snakemake.params.selections, snakemake.input.coresets)
+}
+constraints = config.selection.constraints
+clusters = [spread_text(pd.read_parquet(snakemake.input.shares))]
+if snakemake.input.earlier:
+    similarity = ["sample_id", "similarity"]
+    paths = (snakemake.input.earlier[0], snakemake.input.clusters)
+    clusters.append(fit_text(*(pd.read_parquet(path, columns=similarity) for path in paths)))
 text = as_text(
     summary,
     pd.read_parquet(snakemake.input.rejected),
-    pd.read_parquet(snakemake.input.manifest, columns=["sample_id", "source"]),
-    {
-        selection: pd.read_parquet(path, columns=["sample_id"])
-        for selection, path in zip(snakemake.params.selections, snakemake.input.coresets)
-    },
-    clusters=spread_text(pd.read_parquet(snakemake.input.shares)),
+    manifest,
+    coresets,
+    clusters="\n\n".join(clusters),
     report=snakemake.params.report,
     failures=failure_lines(snakemake.input.results),
     warnings=snakemake.params.demo_settings,
+    constraints=constraint_table(constraints, manifest, coresets) if constraints.is_set else None,
     held_out=len(pd.read_parquet(snakemake.input.holdout, columns=["sample_id"])),
 )
 with replacing(snakemake.output.text) as path:

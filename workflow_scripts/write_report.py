@@ -1,7 +1,7 @@
 """Write the report of a run: one HTML file that opens without a network.
 
-Reads the summary, the manifest, the rejected samples, the clusters, the first coreset, the dataset, the figures and
-the benchmarks of all jobs. Writes report.html.
+Reads the summary, the manifest, the rejected samples, the clusters, the first coreset, the dataset, the figures, the
+benchmarks of all jobs and, with constraints, all coresets. Writes report.html.
 """
 
 from coincide.workflow.job import start
@@ -12,12 +12,18 @@ import pandas as pd
 
 from coincide.dataset.formats import open_dataset
 from coincide.reporting.report import write_report
+from coincide.reporting.summary import constraint_table
 
-inputs = snakemake.input
+inputs, constraints = snakemake.input, config.selection.constraints
+manifest = pd.read_parquet(inputs.manifest)
+coresets = {
+    selection: pd.read_parquet(path, columns=["sample_id"])
+    for selection, path in zip(snakemake.params.selections, inputs.coresets)
+}
 write_report(
     snakemake.output[0],
     summary=pd.read_parquet(inputs.summary),
-    manifest=pd.read_parquet(inputs.manifest),
+    manifest=manifest,
     rejected=pd.read_parquet(inputs.rejected),
     clusters=pd.read_parquet(inputs.clusters),
     cluster_stats=pd.read_parquet(inputs.cluster_stats),
@@ -28,4 +34,5 @@ write_report(
     benchmarks=snakemake.params.benchmarks,
     shared=snakemake.params.shared,
     settings=config.model_dump(),
+    constraints=constraint_table(constraints, manifest, coresets) if constraints.is_set else None,
 )

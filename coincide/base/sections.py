@@ -12,7 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictInt, StrictStr, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    WrapValidator,
+    model_validator,
+)
 
 from coincide.base.files import common_folder
 
@@ -20,6 +31,18 @@ from coincide.base.files import common_folder
 def _read_exponent(value: Any) -> Any:
     """YAML reads a number without a point, such as 1e-3, as text."""
     return float(value) if isinstance(value, str) and EXPONENT.fullmatch(value) else value
+
+
+def _explained(message: str) -> WrapValidator:
+    """One message for a value that fits no alternative of a union, in place of one per alternative."""
+
+    def validate(value: Any, handler: Any) -> Any:
+        try:
+            return handler(value)
+        except ValidationError:
+            raise ValueError(message) from None
+
+    return WrapValidator(validate)
 
 
 EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
@@ -30,6 +53,19 @@ Positive = Annotated[float, Field(gt=0, strict=True), FROM_YAML]
 Share = Annotated[float, Field(ge=0, le=1, strict=True), FROM_YAML]
 Fraction = Annotated[float, Field(gt=0, le=1, strict=True), FROM_YAML]
 Name = Annotated[StrictStr, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+# A count, or a share with a decimal point
+Least = Annotated[
+    Count | Fraction,
+    _explained("must be a count of at least 1, or a share above 0 and at most 1.0 with a decimal point"),
+]
+Most = Annotated[
+    Size | Fraction,
+    _explained("must be a count of at least 0, or a share above 0 and at most 1.0 with a decimal point"),
+]
+SampleIds = Annotated[
+    list[StrictStr] | StrictStr,
+    _explained("must be a list of sample ids, each in quotes, or the path of a file of them"),
+]
 Dtype = Literal["float32", "float16", "bfloat16"]
 Device = Literal["auto", "cpu", "cuda"]
 # tasks of lmms-eval whose answers or scores come from another model
@@ -43,6 +79,7 @@ JUDGED_TASKS = (
     "mmbench",
     "mmvet",
 )
+CONSTRAINED = ("budget", "picks", "coincide_coreset", "method_coreset", "summary")  # rules that constraints change
 HOLDOUT = "holdout"  # the group of tasks that asks the held-out samples
 CHAT_TEMPLATE = (  # description of a field of several sections
     "chat template (Jinja) in place of the checkpoint's; null: the checkpoint's, or its family's if it ships none"
@@ -141,6 +178,12 @@ class Dataset(Section):
     )
     images: StrictStr | None = setting(
         None, "folder that image names are relative to; null: the folder of annotations", path=True
+    )
+    extends: StrictStr | None = setting(
+        None,
+        "folder of a finished run, results/<run>, whose samples are among these: their activations are reused; null: "
+        "none",
+        path=True,
     )
     follow_links: StrictBool = setting(
         True,
@@ -427,6 +470,12 @@ class Clustering(Section):
     STAGES = ("clusters",)
 
     k: Count | None = setting(None, "number of clusters; null: one per 66 samples, as in the paper")
+    centroids: StrictStr | None = setting(
+        None,
+        "centroids.parquet of a finished run: samples are assigned to these centroids, and the other settings of the "
+        "section have no effect; null: cluster the samples",
+        path=True,
+    )
     iterations: Count = setting(50, "maximum number of Lloyd iterations")
     init: Literal["random", "k-means++"] = setting(
         "random",
@@ -440,6 +489,51 @@ class Clustering(Section):
     fit_rows: Count | None = setting(
         None, "fit on a random sample of this many rows, then assign all; null: fit on all"
     )
+
+
+class TextOnly(Section):
+    """How many samples without an image the coresets have; a share or a count, as for a source."""
+
+    STAGES = CONSTRAINED
+
+    at_least: Least | None = setting(None, "fewest samples without an image; null: no limit")
+    at_most: Most | None = setting(None, "most samples without an image; null: no limit")
+
+
+class Constraints(Section):
+    """What every coreset has to satisfy, whatever the method."""
+
+    STAGES = CONSTRAINED
+
+    at_least: dict[StrictStr, Least] = setting(
+        {},
+        "source -> fewest samples of it in a coreset: a share of the coreset with a decimal point (0.05; 1.0 is all of "
+        "it), or a count without (500)",
+    )
+    at_most: dict[StrictStr, Most] = setting(
+        {}, "source -> most samples of it in a coreset: a share or a count; 0: none"
+    )
+    text_only: TextOnly = setting(TextOnly(), stages=CONSTRAINED)
+    keep: SampleIds = setting(
+        [],
+        "ids of samples that are in every coreset: a list, or a file of them (.txt: one per line; .json: a list of ids "
+        "or of records; .parquet: column sample_id)",
+    )
+    exclude: SampleIds = setting(
+        [],
+        "ids of samples that are in no coreset, nor in the full data: a list or a file",
+        stages=(*CONSTRAINED, "full_coreset"),
+    )
+
+    @property
+    def has_bounds(self) -> bool:
+        """Whether sources or text-only samples have a least or a most number."""
+        return bool(self.at_least or self.at_most or self.text_only != TextOnly())
+
+    @property
+    def is_set(self) -> bool:
+        """Whether there is any constraint."""
+        return self.has_bounds or bool(self.keep or self.exclude)
 
 
 class Selection(Section):
@@ -485,6 +579,7 @@ class Selection(Section):
     )
     device: Device = setting("auto", "device of transferability, density and picks", operational=True)
     seed: Size = setting(0, "seed of the methods that draw at random", stages=("difficulty", "method_coreset"))
+    constraints: Constraints = setting(Constraints(), stages=(*CONSTRAINED, "full_coreset"))
 
 
 class TargetModel(Section):

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from coincide.base.devices import cuda_devices
+from coincide.base.errors import UserError
 from coincide.base.progress import Progress
 from coincide.base.rows import Rows, unit_rows
 from coincide.clustering.init import INITS
@@ -135,6 +136,28 @@ def spherical_kmeans(
         state = Lloyd(rows, state.centroids)
         _log_cost_of_sampling(state, objective, len(fitted))
     return _assign_all(state, objective)
+
+
+def assign(x: np.ndarray | Iterable[np.ndarray] | Any, centroids: np.ndarray) -> Clustering:
+    """Assign rows to given centroids by the largest dot product; a cluster may stay empty.
+
+    Args:
+        x: (n, d) rows, as for `spherical_kmeans`. Zero rows belong to cluster 0 with similarity 0.
+        centroids: (K, d) float32, unit rows.
+
+    Raises:
+        UserError: rows and centroids have different numbers of columns.
+    """
+    rows = Rows(x)
+    if rows.shape[1] != centroids.shape[1]:
+        raise UserError(
+            f"the activations have {rows.shape[1]} numbers per sample, the centroids {centroids.shape[1]}: they are "
+            "from another reference model or other layers; set clustering.centroids to null, or reference_model as in "
+            "that run"
+        )
+    state = Lloyd(rows, centroids)
+    state.assign()
+    return Clustering(centroids, np.maximum(state.labels, 0).astype(np.int32), state.similarity())
 
 
 def _iterate(state, iterations, stalled):

@@ -36,11 +36,14 @@ from coincide.extraction.encoding import (
 from coincide.extraction.extractor import Extractor, build_extractor, load_reference, try_sharing
 from coincide.extraction.features import decoder_layers
 from coincide.extraction.packing import batches
+from coincide.extraction.reuse import EarlierRows
 from coincide.extraction.sample_metrics import metrics_table, write_sample_metrics
 from coincide.models.loading import weights_digest
 
 log = logging.getLogger(__name__)
 
+# settings that decide what is read, besides the model and the layers
+READING = ("attention", "max_tokens", "chat_template")
 WINDOW_BYTES = 2**30  # encoded samples of a window that are held at once
 WINDOW = 512  # samples that are batched by length together and written together: a killed job loses at most these
 
@@ -51,16 +54,20 @@ def extract_shard(
     reference: ReferenceModel,
     output: str | Path,
     metrics_output: str | Path,
+    *,
+    extends: str | None = None,
 ) -> list[RejectedSample]:
     """Extract the activations of a shard file. See `extract`.
 
     Args:
         shard: file written by `coincide.dataset.shards`.
         images, reference, output, metrics_output: as for `extract`.
+        extends: folder of a finished run, whose rows are reused for samples that are the same.
 
     Returns:
         The samples that were rejected, by dataset row.
     """
+    earlier = EarlierRows(extends, shard, sample_metrics=reference.sample_metrics) if extends else None
     model, processor = load_reference(reference)
     return extract(
         model,
@@ -71,6 +78,7 @@ def extract_shard(
         output=output,
         metrics_output=metrics_output,
         workers=loader_workers(model.device.type),
+        earlier=earlier,
     )
 
 
@@ -84,6 +92,7 @@ def extract(
     output: str | Path,
     metrics_output: str | Path | None = None,
     workers: int = 0,
+    earlier: EarlierRows | None = None,
 ) -> list[RejectedSample]:
     """Extract the activations of the samples of a shard and write them.
 
@@ -100,11 +109,13 @@ def extract(
         metrics_output: folder to write for the sample metrics, empty unless reference.sample_metrics; None: not
             written.
         workers: processes that open images and tokenise ahead of the model.
+        earlier: rows of a finished run; their samples are not read again.
 
     Returns:
         The samples that were rejected, by dataset row.
 
     Raises:
+        UserError: the rows of the finished run come from another model or other settings.
         ReferenceModelError: the model's layers cannot be read.
         ChatTemplateError: the processor's chat template cannot be used.
     """
@@ -112,18 +123,22 @@ def extract(
     if reference.compiled:
         compile_layers(model, extractor.layers)
     metadata = describe_model(reference, extractor)
+    if earlier:
+        earlier.check(metadata)
     windows = [samples[i : i + WINDOW] for i in range(0, len(samples), WINDOW)]
     depends_on = {
         **metadata,
         "settings": reference.results_depend_on("activations"),
         "samples": samples_digest(_ids(samples)),
     }
+    if earlier:
+        depends_on["reused"] = samples_digest(_ids(sample for sample in samples if sample in earlier))
     files = WindowFiles(output, depends_on)
     finished = files.count_finished(len(windows))
     if finished:
         log.info("resuming after %d of %d samples", sum(map(len, windows[:finished])), len(samples))
     try_sharing(extractor, encoder, samples)
-    _extract_windows(extractor, encoder, windows, files, finished, workers)
+    _extract_windows(extractor, encoder, windows, files, finished, workers, earlier)
     if metrics_output is not None:
         readers = files.metrics_readers(len(windows)) if reference.sample_metrics else []
         write_sample_metrics(readers, metrics_output, metadata)
@@ -139,6 +154,7 @@ def compile_layers(model: Any, layers: Sequence[int]) -> None:
 
 def describe_model(reference: ReferenceModel, extractor: Extractor) -> dict[str, Any]:
     """Metadata of an activation file: the model, and what its rows consist of."""
+    settings = reference.results_depend_on("activations")
     return {
         "model": reference.name,
         "revision": reference.revision,
@@ -147,19 +163,24 @@ def describe_model(reference: ReferenceModel, extractor: Extractor) -> dict[str,
         "layers": list(extractor.layers),
         "hidden_size": extractor.hidden_size,
         "blocks": ["visual", "text"],
+        "settings": {name: value for name, value in settings.items() if name in READING},
     }
 
 
-def _extract_windows(extractor, encoder, windows, files, finished, workers):
+def _extract_windows(extractor, encoder, windows, files, finished, workers, earlier):
     """Extract and write the windows after the first `finished` ones."""
     total, done = sum(map(len, windows)), sum(map(len, windows[:finished]))
     progress = Progress(total, "activations", done=done)
-    groups = [group_by_images(window) for window in windows]
+    new = [[sample for sample in window if not earlier or sample not in earlier] for window in windows]
+    groups = [group_by_images(window) for window in new]
     encoded = _WaitTimer(encoded_groups(list(chain.from_iterable(groups[finished:])), encoder, workers))
     began = time.monotonic()
     for number in range(finished, len(windows)):
         of_window = islice(encoded, len(groups[number]))
-        kept, matrix, rejected = _extract_window(extractor, windows[number], of_window, progress)
+        kept, matrix, rejected = _extract_window(extractor, new[number], of_window, progress)
+        if earlier:
+            kept, matrix = _with_earlier(windows[number], kept, matrix, earlier)
+            progress.update(len(windows[number]) - len(new[number]))
         if extractor.sample_metrics:
             files.write_metrics(number, metrics_table(_ids(kept), matrix[:, extractor.dimension :]))
         files.write(number, _ids(kept), matrix[:, : extractor.dimension].astype(np.float16), rejected)
@@ -194,6 +215,18 @@ def _extract_window(
             rejected.append(reject(sample, Reason.NON_FINITE_ACTIVATION, detail))
     matrix = np.array([vectors[sample.dataset_row] for sample in kept]).reshape(len(kept), extractor.columns)
     return kept, matrix, rejected
+
+
+def _with_earlier(window, kept, matrix, earlier):
+    """(samples, vectors) of a window: those that were read, and those of a finished run, in the order of the window."""
+    reused = [sample for sample in window if sample in earlier]
+    if not reused:
+        return kept, matrix
+    samples = [*kept, *reused]
+    vectors = np.concatenate([matrix, earlier.vectors(reused)], dtype=np.float32)
+    place = {sample.dataset_row: number for number, sample in enumerate(window)}
+    order = sorted(range(len(samples)), key=lambda i: place[samples[i].dataset_row])
+    return [samples[i] for i in order], vectors[order]
 
 
 def _read_part(extractor, part, vectors, progress):

@@ -7,12 +7,16 @@ from pathlib import Path
 import pandas as pd
 
 from coincide.base.markdown import markdown_table
+from coincide.base.sections import Constraints
 from coincide.evaluation.results import EvaluationError, read_failure, read_scores
+from coincide.selection.constraints import outcome
 
 AVERAGE = "average"  # the task name of the rows that average over tasks
 KEYS = ["target", "method", "fraction", "seed"]
 FEWEST_EXPECTED = 1  # samples of a source in an even coreset, below which none may be chance
 UNDERREPRESENTED_BELOW = 0.25  # as a fraction of an even share
+FITS_BADLY = 0.05  # share of a run's own samples that count as far from their centroid
+MANY = 3  # times this share, above which new samples are said to need clusters of their own
 
 
 def read_results(paths: Iterable[str | Path]) -> pd.DataFrame:
@@ -153,6 +157,48 @@ def underrepresented_sources(manifest: pd.DataFrame, coreset: pd.DataFrame) -> p
     return fractions[is_low & (even_shares.reindex(fractions.index) >= FEWEST_EXPECTED)]
 
 
+def constraint_table(
+    constraints: Constraints, samples: pd.DataFrame, coresets: Mapping[tuple[str, str], pd.DataFrame]
+) -> pd.DataFrame:
+    """What the constraints asked for and what each coreset has, in numbers of samples.
+
+    Args:
+        constraints: section of the config.
+        samples: table of sample_id, source, n_images of the usable samples.
+        coresets: (method, fraction) -> coreset table; the full data has no constraints but `exclude` and is left out.
+
+    Returns:
+        one row per fraction and constraint: data kept, constraint, asked, and a column per method.
+    """
+    columns = ["data kept", "constraint", "asked"]
+    tables: dict[str, pd.DataFrame] = {}
+    for (method, fraction), coreset in coresets.items():
+        if method != "full":
+            result = outcome(constraints, samples, coreset).rename(columns={"got": method})
+            result.insert(0, "data kept", f"{float(fraction):.1%}")
+            table = tables.get(fraction)
+            tables[fraction] = result if table is None else table.assign(**{method: result[method]})
+    return pd.concat(tables.values(), ignore_index=True) if tables else pd.DataFrame(columns=columns)
+
+
+def fit_text(earlier: pd.DataFrame, clusters: pd.DataFrame) -> str:
+    """One line on how well new samples fit the centroids of a finished run.
+
+    Args:
+        earlier: table of sample_id, similarity of the samples of that run.
+        clusters: the same of all samples.
+    """
+    new = clusters.loc[~clusters["sample_id"].isin(earlier["sample_id"]), "similarity"]
+    limit = earlier["similarity"].quantile(FITS_BADLY)
+    badly = (new < limit).mean() if len(new) else 0.0
+    advice = " To cluster anew, set clustering.centroids to null." if badly > MANY * FITS_BADLY else ""
+    return (
+        f"The clusters are those of a finished run. {len(new):,} of {len(clusters):,} samples are new; {badly:.1%} of "
+        f"them are farther from their centroid than {1 - FITS_BADLY:.0%} of the samples of that run ({FITS_BADLY:.0%} "
+        f"if they are alike).{advice}"
+    )
+
+
 def as_text(
     summary: pd.DataFrame,
     rejected: pd.DataFrame,
@@ -164,31 +210,36 @@ def as_text(
     failures: Sequence[str] = (),
     warnings: Sequence[str] = (),
     held_out: int = 0,
+    constraints: pd.DataFrame | None = None,
 ) -> str:
-    """The summary as Markdown: headline table, rejected samples, underrepresented sources, clusters, the report.
+    """The summary as Markdown: headline table, rejected samples, constraints, sources hardly kept, clusters, report.
 
     Args:
         summary: table of `relative_performance`.
         rejected: table of the rejected samples.
         manifest: table of sample_id, source of the usable samples.
         coresets: (method, fraction) -> coreset table.
-        clusters: line about the clusters (`coincide.selection.select.spread_text`).
+        clusters: lines about the clusters (`coincide.selection.budget.spread_text`, `fit_text`).
         report: path of the report.
         failures: result of `failure_lines`.
         warnings: lines about the config.
         held_out: number of samples that are held out for evaluation.
+        constraints: table of `constraint_table`; None: there are none.
     """
     lines = ["", _headline_text(summary)]
     kept_out = f" {held_out:,} held out for evaluation." if held_out else ""
     lines += ["", f"{len(manifest):,} usable samples, {len(rejected):,} rejected.{kept_out}"]
     lines += [f"- {count:,} × {reason}" for reason, count in rejected["reason"].value_counts().items()]
+    if constraints is not None:
+        lines += ["", "Constraints, in samples:", "", markdown_table(constraints)]
     for (method, fraction), coreset in coresets.items():
         if len(sources := underrepresented_sources(manifest, coreset)):
             listed = ", ".join(f"{source} ({kept:.1%})" for source, kept in sources.items())
             lines += [
                 "",
                 f"Warning: {method} at {float(fraction):.1%} keeps few samples of these sources: {listed}. If a model "
-                "lacks the skills that they teach, see docs/your-own-data.md.",
+                "lacks the skills that they teach, set selection.constraints.at_least for these sources "
+                "(docs/your-own-data.md).",
             ]
     lines += ["", *failures] if failures else []
     lines += ["", *(f"Warning: {line}." for line in warnings)] if warnings else []

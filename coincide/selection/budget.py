@@ -114,7 +114,9 @@ def shares(scores: ArrayLike, *, temperature: float = 0.1) -> NDArray[np.float64
     return weights / weights.sum()
 
 
-def allocate(scores: ArrayLike, sizes: ArrayLike, budget: int, *, temperature: float = 0.1) -> NDArray[np.int64]:
+def allocate(
+    scores: ArrayLike, sizes: ArrayLike, budget: int, *, temperature: float = 0.1, least: ArrayLike | None = None
+) -> NDArray[np.int64]:
     """Divide a budget of samples among clusters by the softmax of their scores.
 
     The clusters are visited from the largest share to the smallest (ties: lowest index). Cluster i
@@ -129,12 +131,15 @@ def allocate(scores: ArrayLike, sizes: ArrayLike, budget: int, *, temperature: f
         sizes: (K,) integer number of members.
         budget: number of samples to allocate.
         temperature: τ > 0 of the softmax.
+        least: (K,) integer smallest budget of each cluster, such as the number of samples to keep; None: 0. A cluster
+            gets at least this many, and so many are set aside for the clusters not yet visited.
 
     Returns:
-        (K,) int64; sums to min(budget, sizes.sum()), never above `sizes`.
+        (K,) int64; sums to min(budget, sizes.sum()), never above `sizes` or below `least`.
 
     Raises:
-        ValueError: negative budget or sizes, mismatched shapes, non-finite score, or temperature <= 0.
+        ValueError: negative budget or sizes, mismatched shapes, non-finite score, temperature <= 0, or a `least` above
+            the sizes or, in sum, the budget.
 
     Source: Lee, Li, Hwang (EMNLP 2024), section 3.3, and the published code's order and rounding.
 
@@ -151,6 +156,10 @@ def allocate(scores: ArrayLike, sizes: ArrayLike, budget: int, *, temperature: f
     logits = _logits(np.where(sizes > 0, scores, np.nan), temperature)
     budgets = np.zeros(len(scores), dtype=np.int64)
     remaining = min(int(budget), int(sizes.sum()))
+    lacking = np.zeros_like(budgets) if least is None else np.array(least, dtype=np.int64)
+    if lacking.shape != sizes.shape or (lacking < 0).any() or (lacking > sizes).any() or lacking.sum() > remaining:
+        raise ValueError(f"least must be in 0..sizes and sum to at most {remaining}; got a sum of {lacking.sum()}")
+    set_aside = int(lacking.sum())  # of what remains, for the clusters not yet visited
     while remaining > 0:
         not_full = np.flatnonzero(budgets < sizes)
         order = not_full[np.argsort(-logits[not_full], kind="stable")]
@@ -158,7 +167,10 @@ def allocate(scores: ArrayLike, sizes: ArrayLike, budget: int, *, temperature: f
             # Softmax over this and all later clusters, relative to the weight of this cluster: the largest
             # share can be e¹⁰⁰ times the next, and equal shares stay exactly equal.
             share = 1 / np.exp(logits[order[i:]] - logits[cluster]).sum()
-            increment = min(round(remaining * share), int(sizes[cluster] - budgets[cluster]))
+            set_aside -= int(lacking[cluster])
+            increment = min(round(remaining * share), int(sizes[cluster] - budgets[cluster]), remaining - set_aside)
+            increment = max(increment, int(lacking[cluster]))
+            lacking[cluster] = 0
             budgets[cluster] += increment
             remaining -= increment
     return budgets

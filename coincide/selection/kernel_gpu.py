@@ -42,7 +42,15 @@ def batch_kernels(
     return kernels * (is_member[:, :, None] & is_member[:, None]), sizes
 
 
-def greedy_batch(kernels: torch.Tensor, sizes: torch.Tensor, m: int, *, tie: float) -> torch.Tensor:
+def greedy_batch(
+    kernels: torch.Tensor,
+    sizes: torch.Tensor,
+    m: int,
+    *,
+    tie: float,
+    first: NDArray[np.int64],
+    excluded: NDArray[np.bool_],
+) -> torch.Tensor:
     """Greedy MMD picks of b clusters; see `coincide.selection.picks.greedy_mmd`.
 
     Args:
@@ -50,13 +58,16 @@ def greedy_batch(kernels: torch.Tensor, sizes: torch.Tensor, m: int, *, tie: flo
         sizes: (b,) numbers of members.
         m: number of picks. In a cluster with fewer members, the picks after the last member are invalid.
         tie: candidates whose MMD² differs by less than this are ties.
+        first: (b, m) members that are picked in any case; -1: the best one.
+        excluded: (b, n) members that are not picked.
 
     Returns:
         (b, m) int64 positions of members, in the order picked.
     """
     b, n, _ = kernels.shape
     candidates, batch = torch.arange(n, device=kernels.device), torch.arange(b, device=kernels.device)
-    picked = candidates >= sizes[:, None]
+    picked = (candidates >= sizes[:, None]) | torch.from_numpy(excluded).to(kernels.device)
+    forced = torch.from_numpy(first).to(kernels.device)
     to_cluster = kernels.sum(dim=2) / sizes[:, None]  # mean kernel of each member with the cluster
     to_picks = torch.zeros_like(to_cluster)  # summed kernel of each member with the picks
     among_picks, picks_to_cluster = torch.zeros_like(sizes), torch.zeros_like(sizes)
@@ -68,6 +79,7 @@ def greedy_batch(kernels: torch.Tensor, sizes: torch.Tensor, m: int, *, tie: flo
         mmd = mmd.masked_fill(picked, torch.inf)
         ties = mmd <= mmd.min(dim=1, keepdim=True).values + tie
         pick = torch.where(ties, candidates, n).min(dim=1).values
+        pick = torch.where(forced[:, i] < 0, pick, forced[:, i])
         among_picks = among_picks + 2 * to_picks[batch, pick] + 1
         picks_to_cluster = picks_to_cluster + to_cluster[batch, pick]
         picked[batch, pick] = True

@@ -14,6 +14,7 @@ def greedy_additions(
     free: np.ndarray,
     totals: np.ndarray,
     picks: np.ndarray,
+    forced: np.ndarray,
     start: int,
     stop: int,
     tie: float,
@@ -24,9 +25,10 @@ def greedy_additions(
         kernel: (n, n) kernel of the cluster, or (1, n): only the row of the last pick before `start`.
         to_cluster: (n,) mean kernel of each member with the cluster.
         to_picks: (n,) kernel of each member summed over all picks except the last; changed in place.
-        free: (n,) whether a member is not picked yet; changed in place.
+        free: (n,) whether a member can be picked; changed in place.
         totals: (2,) kernel summed over all pairs of picks, and `to_cluster` summed over the picks; changed in place.
         picks: (m,) int64 positions of the picked members.
+        forced: (m,) int64 position of the member that is picked in any case; -1: the best one.
         start, stop: range of `picks` to fill.
         tie: members whose MMD² is within `tie` of the smallest are ties; the first of them is picked.
     """
@@ -37,7 +39,10 @@ def greedy_additions(
             for j in range(n):
                 to_picks[j] += column[j]
         size, smallest = i + 1, np.inf
-        for repeat in range(2):  # first find the smallest value, then the first member within `tie` of it
+        picks[i] = forced[i]
+        for repeat in range(
+            2 if forced[i] < 0 else 0
+        ):  # first find the smallest value, then the first member within `tie` of it
             for j in range(n):
                 if not free[j]:
                     continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -55,20 +56,32 @@ def greedy_mmd(x: RowData, m: int, *, gamma: float = 1.0) -> NDArray[np.int64]:
     return greedy_picks(ClusterKernel(rows.take(np.arange(n)), gamma=gamma), m)
 
 
-def greedy_picks(kernel: ClusterKernel, m: int) -> NDArray[np.int64]:
-    """`greedy_mmd` on the kernel of a cluster. A kernel that is not held whole is computed one column per pick."""
+def greedy_picks(
+    kernel: ClusterKernel, m: int, *, first: Sequence[int] | NDArray = (), excluded: NDArray[np.bool_] | None = None
+) -> NDArray[np.int64]:
+    """`greedy_mmd` on the kernel of a cluster. A kernel that is not held whole is computed one column per pick.
+
+    Args:
+        kernel: of the cluster.
+        m: number of picks; at least those in `first`, at most the members that are not excluded.
+        first: members that are the first picks; the others are picked to go with them.
+        excluded: (n,) members that are not picked; they still count as members of the cluster.
+    """
     to_cluster = kernel.means()
     n = len(to_cluster)
     picks = np.zeros(m, dtype=np.int64)
-    # to the cluster, to the picks, members not yet picked, sums over the picks: see `greedy_additions`
-    running = to_cluster, np.zeros(n), np.ones(n, dtype=bool), np.zeros(2), picks
+    free = np.ones(n, dtype=bool) if excluded is None else ~excluded
+    # to the cluster, to the picks, members that can be picked, sums over the picks: see `greedy_additions`
+    running = to_cluster, np.zeros(n), free, np.zeros(2), picks
+    forced = np.full(m, -1)
+    forced[: len(first)] = first
     if kernel.whole is not None:
-        loops.greedy_additions(kernel.whole, *running, 0, m, TIE)
+        loops.greedy_additions(kernel.whole, *running, forced, 0, m, TIE)
         return picks
     with Progress(m, "picks of a large cluster", unit="picks") as progress:
         column = np.zeros(n)
         for i in range(m):
-            loops.greedy_additions(column[None], *running, i, i + 1, TIE)
+            loops.greedy_additions(column[None], *running, forced, i, i + 1, TIE)
             column = kernel.column(picks[i])
             progress.update(1)
     return picks
@@ -83,8 +96,14 @@ def pick_members(
     within: str = "mmd",
     seed: int = 0,
     device: str = "cpu",
+    kept: NDArray[np.bool_] | None = None,
+    excluded: NDArray[np.bool_] | None = None,
+    beyond_budget: bool = False,
 ) -> NDArray[np.int64]:
     """Pick members of each cluster within its budget, clusters from the largest share to the smallest.
+
+    The samples to keep are among the picks of a cluster. Where greedy MMD does not pick them all within the budget,
+    they are the first picks, and the others are picked to go with them.
 
     Args:
         clustered: activations and their clusters.
@@ -94,19 +113,25 @@ def pick_members(
         within: "mmd" for greedy MMD, or "random" for random draws, for ablations.
         seed: seed of the random draws.
         device: as in `coincide.selection.density.density`.
+        kept: (n,) rows that are picked in any case; their cluster's budget is at least their number.
+        excluded: (n,) rows that are never picked; the budget of a cluster is at most the number of its other members.
+        beyond_budget: go on until all members that are not excluded are picked: `coincide.selection.constraints` takes
+            the picks after the budget in place of others.
 
     Returns:
         (B,) int64 rows of the activations.
     """
     budgets = stats["budget"].to_numpy()
+    wishes = [_Wishes.of(members, budget, kept, excluded) for members, budget in zip(clustered.members, budgets)]
+    counts = np.array([(~wish.excluded).sum() for wish in wishes]) if beyond_budget else budgets
     order = _by_share(stats)
-    order = order[budgets[order] > 0]
+    order = order[counts[order] > 0]
     if clusters is not None:
         order = order[np.isin(order, clusters)]
     if within == "random":
-        picks = [_draw(clustered.sizes[c], budgets[c], [seed, c]) for c in order]
+        picks = [_draw(counts[c], [seed, c], wishes[c]) for c in order]
     else:
-        function = _greedy_function(budgets, gamma)
+        function = _greedy_function(counts, gamma, wishes)
         picks = clustered.map(function, order, device=device, description="picks")
     rows = [clustered.members[c][positions] for c, positions in zip(order, picks)]
     return np.concatenate([np.empty(0, dtype=np.int64), *rows])
@@ -123,20 +148,65 @@ def _by_share(stats: pd.DataFrame) -> NDArray[np.int64]:
     return np.argsort(-stats["share"].to_numpy(), kind="stable")
 
 
-def _draw(size: int, budget: int, seed: list[int]) -> NDArray[np.int64]:
-    return np.random.default_rng(seed).permutation(size)[:budget]
+@dataclass(frozen=True)
+class _Wishes:
+    """What the picks of a cluster have to satisfy.
+
+    Attributes:
+        budget: number of the cluster's picks.
+        kept: positions of the members to keep, among the members.
+        excluded: (n,) members that are not picked.
+    """
+
+    budget: int
+    kept: NDArray[np.int64]
+    excluded: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, members, budget, kept, excluded):
+        none = np.zeros(len(members), bool)
+        return cls(
+            int(budget),
+            np.flatnonzero(none if kept is None else kept[members]),
+            none if excluded is None else excluded[members],
+        )
+
+    def met_by(self, picks: NDArray[np.int64]) -> bool:
+        """Whether all members to keep are among the picks within the budget."""
+        return bool(np.isin(self.kept, picks[: self.budget]).all())
 
 
-def _greedy_function(budgets: NDArray[np.int64], gamma: float) -> KernelFunction:
-    """Positions of the picks among the members of a cluster, as many as its budget."""
+def _draw(count: int, seed: list[int], wishes: _Wishes) -> NDArray[np.int64]:
+    drawn = np.random.default_rng(seed).permutation(len(wishes.excluded))
+    drawn = drawn[~wishes.excluded[drawn]]
+    if not wishes.met_by(drawn):
+        drawn = np.concatenate([wishes.kept, drawn[~np.isin(drawn, wishes.kept)]])
+    return drawn[:count]
+
+
+def _greedy_function(counts: NDArray[np.int64], gamma: float, wishes: Sequence[_Wishes]) -> KernelFunction:
+    """Positions of the picks among the members of a cluster, as many as `counts` says."""
 
     def of_kernel(cluster: int, kernel: ClusterKernel) -> NDArray[np.int64]:
-        return greedy_picks(kernel, budgets[cluster])
+        wish = wishes[cluster]
+        picks = greedy_picks(kernel, counts[cluster], excluded=wish.excluded)
+        if wish.met_by(picks):
+            return picks
+        return greedy_picks(kernel, counts[cluster], first=wish.kept, excluded=wish.excluded)
 
     def of_batch(clusters: list[int], kernels: torch.Tensor, sizes: torch.Tensor) -> list[NDArray[np.int64]]:
         from coincide.selection.kernel_gpu import greedy_batch
 
-        picks = greedy_batch(kernels, sizes, int(budgets[clusters].max()), tie=TIE).cpu().numpy()
-        return [picks[i, : budgets[cluster]] for i, cluster in enumerate(clusters)]
+        n, m = kernels.shape[1], int(counts[clusters].max())
+        excluded, first = np.zeros((len(clusters), n), bool), np.full((len(clusters), m), -1)
+        for i, cluster in enumerate(clusters):
+            excluded[i, : len(wishes[cluster].excluded)] = wishes[cluster].excluded
+        picks = greedy_batch(kernels, sizes, m, tie=TIE, first=first, excluded=excluded).cpu().numpy()
+        unmet = [i for i, cluster in enumerate(clusters) if not wishes[cluster].met_by(picks[i])]
+        if unmet:
+            for i in unmet:
+                first[i, : len(wishes[clusters[i]].kept)] = wishes[clusters[i]].kept
+            picks = greedy_batch(kernels, sizes, m, tie=TIE, first=first, excluded=excluded).cpu().numpy()
+        return [picks[i, : counts[cluster]] for i, cluster in enumerate(clusters)]
 
     return KernelFunction(of_kernel, of_batch, gamma)

@@ -112,8 +112,23 @@ def shares_table(
     return stats.assign(logit=logits, share=shares(logits, temperature=1.0))
 
 
-def budget_table(stats: pd.DataFrame, fraction: float) -> pd.DataFrame:
-    """Table of cluster and budget for a fraction, from a table of `shares_table`."""
+def budget_table(
+    stats: pd.DataFrame,
+    fraction: float,
+    *,
+    kept: NDArray[np.int64] | None = None,
+    excluded: NDArray[np.int64] | None = None,
+) -> pd.DataFrame:
+    """Table of cluster and budget for a fraction, from a table of `shares_table`.
+
+    Args:
+        stats: table of `shares_table`.
+        fraction: share of the samples to keep.
+        kept: (K,) number of members of each cluster that the coreset must contain; None: 0.
+        excluded: (K,) number of members of each cluster that it must not contain; None: 0.
+    """
     sizes = stats["size"].to_numpy()
-    budgets = allocate(stats["logit"], sizes, total_budget(fraction, sizes.sum()), temperature=1.0)
+    available = sizes if excluded is None else sizes - excluded
+    total = total_budget(fraction, sizes.sum())
+    budgets = allocate(stats["logit"], available, total, temperature=1.0, least=kept)
     return pd.DataFrame({"cluster": stats["cluster"], "budget": budgets})

@@ -15,10 +15,12 @@ from coincide import methods
 from coincide.base.errors import UserError
 from coincide.base.files import in_workflow_folder
 from coincide.base.sections import Config, ConvertedModel
+from coincide.dataset.earlier import check_earlier_run
 from coincide.dataset.formats import DatasetError, expand_annotations, open_dataset
 from coincide.dataset.json_formats import RECORD_KEYS
 from coincide.models.layers import config_depth, resolve_layers
 from coincide.selection.budget import total_budget
+from coincide.selection.conflicts import budget_in_words, conflicts_of_counts, conflicts_of_settings, shared_ids
 
 # Datasets and models that the workflow builds when the config names them.
 MINI_MIX, EVEN_MIX = "resources/mini-mix", "resources/even-mix"
@@ -53,9 +55,11 @@ def check_config(values: dict[str, Any], *, files: bool = True) -> Config:
         config = Config.model_validate(values)
     except ValidationError as error:
         raise ConfigError(list(dict.fromkeys(problem_line(e, Config) for e in error.errors()))) from None
-    problems = [*_method_problems(config), *_fraction_problems(config)]
+    constraints = config.selection.constraints
+    problems = [*_method_problems(config), *_fraction_problems(config), *conflicts_of_settings(constraints)]
     if files and not problems:
         problems = [*_path_problems(config), *_layer_problems(config), *_size_problems(config)]
+        problems += _constraint_problems(config)
     if problems:
         raise ConfigError(problems)
     return config
@@ -145,6 +149,7 @@ def _fraction_problems(config: Config) -> Iterator[str]:
 def _path_problems(config: Config) -> Iterator[str]:
     yield from _dataset_path_problems(config)
     yield from _model_path_problems(config)
+    yield from _centroid_problems(config)
     python, include_path = config.evaluation.python, config.evaluation.include_path
     if python and not Path(python).is_file():
         yield f"evaluation.python: {python} does not exist; set it to the path of a Python interpreter, or null"
@@ -164,6 +169,14 @@ def _dataset_path_problems(config):
             yield f"dataset.annotations: {error}"
         except StopIteration:
             yield "dataset.annotations: the dataset contains no samples"
+    if dataset.extends is not None:
+        if Path(dataset.extends).resolve() == Path(f"results/{config.run}").resolve():
+            yield f"dataset.extends: {dataset.extends} is the folder of this run; set run to another name"
+        else:
+            try:
+                check_earlier_run(dataset.extends, sample_metrics=config.reference_model.sample_metrics)
+            except UserError as error:
+                yield f"dataset.extends: {error}"
     if dataset.images not in [f"{mix}/images" for mix in (MINI_MIX, EVEN_MIX)] and not _is_folder(dataset.images):
         advice = "set it to the folder that image names are relative to"
         yield f"dataset.images: the folder {dataset.images} does not exist; {advice}"
@@ -174,6 +187,18 @@ def _brace_problems(key, paths):
     for path in paths:
         if "{" in path or "}" in path:
             yield f"{key}: {path} has braces, which Snakemake reserves; rename it, or set a link without braces"
+
+
+def _centroid_problems(config):
+    """The centroids of a finished run, with the clusters next to them."""
+    if (centroids := config.clustering.centroids) is None:
+        return
+    if Path(centroids).resolve() == Path(f"results/{config.run}/centroids.parquet").resolve():
+        yield f"clustering.centroids: {centroids} is written by this run; set run to another name"
+    for path in (Path(centroids), Path(centroids).with_name("clusters.parquet")):
+        if not path.is_file():
+            advice = "set it to the centroids.parquet of a finished run, or null"
+            yield f"clustering.centroids: {path} does not exist; {advice}"
 
 
 def _is_folder(path):
@@ -286,6 +311,19 @@ def _size_problems(config: Config) -> Iterator[str]:
     for fraction in config.selection.fractions:
         if total_budget(fraction, n) < 1:
             yield f"selection.fractions: {fraction} of {n} samples keeps none; at least {1 / n:.2g} keeps one"
+
+
+def _constraint_problems(config: Config) -> Iterator[str]:
+    """Of constraints, what ids and the number of samples show; the rest needs the manifest."""
+    constraints, n = config.selection.constraints, count_samples(config)
+    try:
+        yield from shared_ids(constraints)
+        for fraction in config.selection.fractions if n else []:
+            yield from conflicts_of_counts(
+                constraints, total_budget(fraction, n or 0), budget_in_words(fraction, n or 0)
+            )
+    except UserError as error:  # a file of ids
+        yield f"selection.constraints: {error}"
 
 
 def count_samples(config: Config) -> int | None:

@@ -20,7 +20,7 @@ OTHER_RULES = {
     "cluster_stats": ("shares", "budget"),
     "coreset_dataset": (CORESET, "merge"),
     "export_coreset": ("coreset_json",),
-    "summary": ("evaluate_model", "merge", "shares", CORESET),
+    "summary": ("evaluate_model", "merge", "clusters", "shares", CORESET),
     "figures": ("summary", "cluster_stats", "clusters", "merge", CORESET),
     "write_report": ("summary", "merge", "clusters", "cluster_stats", "figures", CORESET),
 }
@@ -52,6 +52,8 @@ COLUMNS = {
 # What changes when a path does, and which jobs the entries of an expanded setting have. The first rules of each.
 READERS = {
     "dataset.annotations": ("manifest",),
+    "dataset.extends": ("activations",),
+    "clustering.centroids": ("clusters",),
     "dataset.images": ("manifest", "activations", "clip_scores", "difficulty", "finetune_model"),
 }
 EXPANDED = {

@@ -66,7 +66,7 @@ VERSIONS = {
     "export_coreset": 1,
     "finetune_model": 1,
     "evaluate_model": 1,
-    "summary": 1,
+    "summary": 2,
     "figures": 1,
     "write_report": 1,
     "comparison": 1,
@@ -184,8 +184,9 @@ class Runs:
         if stage == PREFLIGHT:
             return preflight_settings(config)
         values = [section_settings(config, stage)]
-        if stage == "manifest":
-            values += [getattr(config.dataset, name) for name in config.dataset.paths()]
+        for section in (config.dataset, config.clustering):
+            if stage in section.STAGES:
+                values += [getattr(section, name) for name in section.paths()]
         if stage == "method_coreset":
             values += [method, self.method_settings(run, method)]
         if stage == "finetune_model":

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 
 import coincide
 from coincide.base.activation_store import Activations, write_activations
+from coincide.base.errors import UserError
 from coincide.base.rows import Rows, unit_rows
 from coincide.clustering import kmeans, lloyd, lloyd_gpu
 from coincide.clustering.init import INITS, CosineScreen, draw_rows, kmeans_plus_plus, random_rows
+from coincide.clustering.kmeans import assign
 from coincide.clustering.lloyd import Lloyd
 from coincide.clustering.lloyd_gpu import DeviceLloyd
 
@@ -382,3 +384,20 @@ def test_ties_go_to_the_lowest_cluster(make_state):
     state.assign()
     assert state.labels.tolist() == [0, 2]
     assert state.similarity().tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_rows_are_assigned_to_given_centroids_by_the_largest_product(dtype):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 12)).astype(dtype)
+    x[7] = 0
+    centroids = unit_rows(rng.normal(size=(9, 12)).astype(np.float32))
+    centroids[4] = -unit_rows(x[:1].astype(np.float32))[0]
+    result = assign(x, centroids)
+    products = unit_rows(x.astype(np.float64)) @ centroids.astype(np.float64).T
+    assert result.labels.tolist() == products.argmax(axis=1).tolist()
+    np.testing.assert_allclose(result.similarity, products.max(axis=1), atol=1e-5)
+    assert (result.labels[7], result.similarity[7]) == (0, 0)
+    assert result.centroids is centroids
+    with pytest.raises(UserError, match="12 numbers per sample, the centroids 5"):
+        assign(x, centroids[:, :5])

@@ -8,7 +8,7 @@ import pytest
 from conftest import make_record
 from PIL import Image
 
-from coincide.base.sections import Dataset
+from coincide.base.sections import Constraints, Dataset
 from coincide.dataset.formats import open_dataset
 from coincide.dataset.manifest import build_manifest
 from coincide.dataset.samples import Reason, RejectedSample, rejected_table
@@ -16,6 +16,8 @@ from coincide.reporting import figures
 from coincide.reporting.report import stage_times, write_report
 from coincide.reporting.summary import (
     as_text,
+    constraint_table,
+    fit_text,
     headline_table,
     read_results,
     relative_performance,
@@ -141,10 +143,43 @@ def test_the_closing_text_has_the_table_and_counts(summary):
     assert "| coincide | 20.0% | 87.5% | 0.400 |" in text
     assert text.index("full") < text.index("coincide") < text.index("random")
     assert "coincide at 50.0% keeps few samples of these sources: signs (0.0%)." in text
+    assert "set selection.constraints.at_least for these sources" in text
+    assert "Constraints" not in text
     assert "full at" not in text
     assert "9 usable samples, 1 rejected." in text
     assert "- 1 × missing image" in text
     assert headline_table(summary).index.tolist() == [("full", 1.0), ("coincide", 0.2), ("random", 0.2)]
+
+
+def test_the_closing_text_says_what_constraints_asked_and_got(summary):
+    samples = MANIFEST.assign(n_images=[1] * 8 + [0])
+    constraints = Constraints(at_least={"signs": 0.3}, at_most={"charts": 4}, keep=["i"])
+    coresets = {
+        ("coincide", "0.5"): samples.iloc[[0, 1, 7, 8]],
+        ("random", "0.5"): samples.iloc[[2, 3, 7, 8]],
+        ("coincide", "0.2"): samples.iloc[[8]],
+        ("random", "0.2"): samples.iloc[[8]],
+        ("full", "1"): samples,
+    }
+    table = constraint_table(constraints, samples, coresets)
+    assert list(table) == ["data kept", "constraint", "asked", "coincide", "random"]
+    text = as_text(summary, rejected_table([]), samples, coresets, clusters="", report="r", constraints=table)
+    assert "| 50.0% | at least, signs | 2 | 2 | 2 |" in text
+    assert "| 50.0% | at most, charts | 4 | 2 | 2 |" in text
+    assert "| 20.0% | at least, signs | 1 | 1 | 1 |" in text
+    assert "| 20.0% | keep | 1 | 1 | 1 |" in text
+
+
+def test_how_well_new_samples_fit_the_clusters_of_a_finished_run():
+    earlier = pd.DataFrame({"sample_id": [f"a{i}" for i in range(101)], "similarity": np.arange(101) / 100})
+    new = pd.DataFrame({"sample_id": list("bcdefghijk"), "similarity": [0.04] * 2 + [0.06] * 8})  # the limit is 0.05
+    text = fit_text(earlier, pd.concat([earlier, new]))
+    assert "10 of 111 samples are new; 20.0% of them are farther from their centroid than 95%" in text
+    assert "set clustering.centroids to null" in text
+    alike = new.assign(similarity=[0.04] + [0.5] * 9)
+    assert "10.0% of them" in fit_text(earlier, alike)
+    assert "set clustering.centroids" not in fit_text(earlier, alike)
+    assert "0 of 101 samples are new; 0.0%" in fit_text(earlier, earlier)
 
 
 def test_the_report_escapes_dataset_text_and_needs_no_network(summary, tmp_path):
@@ -189,6 +224,7 @@ def test_the_report_escapes_dataset_text_and_needs_no_network(summary, tmp_path)
         benchmarks=[tmp_path / "benchmarks"],
         shared={script: ["manifest"]},
         settings={"run": "x<y"},
+        constraints=pd.DataFrame([{"constraint": f"at least, {script}", "asked": 1234, "coincide": 1300}]),
     )
     page = (tmp_path / "report.html").read_text()
     assert "<script" not in page
@@ -196,6 +232,7 @@ def test_the_report_escapes_dataset_text_and_needs_no_network(summary, tmp_path)
     assert "&lt;script&gt;" in page
     assert "src=http" not in page.replace('"', "")
     assert "87.5%" in page
+    assert "<td>1,234</td><td>1,300</td>" in page
     assert page.count("data:image/svg+xml") == 4
     assert page.count("data:image/png") >= 4
 

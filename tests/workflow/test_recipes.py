@@ -13,6 +13,7 @@ from coincide.models.layers import resolve_layers
 from coincide.workflow.config import used_conversions
 from coincide.workflow.demand_table import recipe_sizes
 from coincide.workflow.overlay import check_runs
+from coincide.workflow.stages import Runs
 
 RECIPES = (
     "llava665k",
@@ -45,6 +46,15 @@ def test_a_recipe_is_complete(name):
         assert len({(c.variant, c.replicate) for c in configs.values()}) == len(configs)
     if name not in ("study-reference", "ablations", "qwen2_5_vl"):
         assert all(len(config.selection.methods) == 9 for config in configs.values())
+
+
+def test_the_runs_with_and_without_a_floor_share_everything_before_the_picks():
+    runs = Runs(check_runs(recipe("constraints"), files=False))
+    assert list(runs) == ["published", "with-floor"]
+    for stage in ("merge", "clusters", "shares"):
+        assert runs.folder("with-floor", stage) == "results/published"
+    for stage in ("picks", "coincide_coreset"):
+        assert runs.folder("with-floor", stage) == "results/with-floor"
 
 
 @pytest.mark.parametrize("name", PAPERS)

@@ -81,6 +81,8 @@ def values_that_a_rule_cannot_derive(folder):
     return {
         "dataset.annotations": str(folder / "data.json"),
         "dataset.images": str(folder / "images"),
+        "dataset.extends": str(folder / "earlier"),
+        "clustering.centroids": str(folder / "earlier/centroids.parquet"),
         "reference_model.name": str(folder / "model"),
         "target_model.name": str(folder / "model"),
         "clip_model.name": str(folder / "model"),
@@ -88,6 +90,12 @@ def values_that_a_rule_cannot_derive(folder):
         "selection.fractions": [0.2, 0.3],
         "selection.methods": ["coincide", "random", "self_sup"],
         "selection.method_settings": {"el2n": {"keep": "top"}},
+        "selection.constraints.at_least": {"text_reading": 0.1},
+        "selection.constraints.at_most": {"easy_vqa": 0.5},
+        "selection.constraints.text_only.at_least": 2,
+        "selection.constraints.text_only.at_most": 0.5,
+        "selection.constraints.keep": ["a"],
+        "selection.constraints.exclude": ["b"],
         "target_model.label": "renamed",
         "target_model.seeds": [0, 1],
         "target_model.training.freeze": ["vision_tower"],
@@ -148,6 +156,7 @@ def nested(name, value):
 def test_a_dry_run_lists_what_the_table_says_for_every_setting(finished, tmp_path):
     (tmp_path / "data.json").write_bytes((finished / "resources/mini-mix/train.json").read_bytes())
     (tmp_path / "images").symlink_to(finished / "resources/mini-mix/images")
+    (tmp_path / "earlier").symlink_to(finished / RUN)
     shutil.copytree(finished / "resources/models/reference", tmp_path / "model")
     in_run = {job["rule"] for job in json.loads((finished / RUN / "plan.json").read_text())["jobs"]} - {
         "preflight",
