@@ -1,7 +1,7 @@
 """Write the report of a run: one HTML file that opens without a network.
 
-Reads the summary, the manifest, the rejected samples, the clusters, the first coreset, the dataset, the figures and
-the benchmarks of all jobs. Writes report.html.
+Reads the summary, the manifest, the rejected samples, the sample metrics, the clusters, the first coreset, the dataset,
+the figures and the benchmarks of all jobs. Writes report.html.
 """
 
 from coincide.workflow.job import start
@@ -12,20 +12,24 @@ import pandas as pd
 
 from coincide.dataset.formats import open_dataset
 from coincide.reporting.report import write_report
+from coincide.reporting.visual_necessity import read_visual_necessity
 
 inputs = snakemake.input
+manifest = pd.read_parquet(inputs.manifest)
+dataset = open_dataset(config.dataset.annotations)
 write_report(
     snakemake.output[0],
     summary=pd.read_parquet(inputs.summary),
-    manifest=pd.read_parquet(inputs.manifest),
+    manifest=manifest,
     rejected=pd.read_parquet(inputs.rejected),
     clusters=pd.read_parquet(inputs.clusters),
     cluster_stats=pd.read_parquet(inputs.cluster_stats),
     coreset=pd.read_parquet(inputs.coreset),
-    dataset=open_dataset(config.dataset.annotations),
+    dataset=dataset,
     images=config.dataset.image_folders,
     figures={name: inputs[name] for name in ("performance", "budgets", "sources", "similarity")},
     benchmarks=snakemake.params.benchmarks,
     shared=snakemake.params.shared,
     settings=config.model_dump(),
+    necessity=read_visual_necessity(inputs.sample_metrics, manifest, dataset),
 )

@@ -18,6 +18,7 @@ from coincide.dataset.conversation import IMAGE_MARK
 from coincide.dataset.formats import to_llava
 from coincide.dataset.images import ImageError, ImageFolders, image_names, open_image
 from coincide.reporting.summary import AVERAGE, headline_table, short_names
+from coincide.reporting.visual_necessity import VisualNecessity
 
 CLUSTERS_SHOWN = 8
 SAMPLES_PER_CLUSTER = 8
@@ -40,6 +41,7 @@ def write_report(
     benchmarks: Iterable[str | Path],
     shared: Mapping[str, Sequence[str]],
     settings: Mapping[str, Any],
+    necessity: VisualNecessity | None = None,
 ) -> None:
     """Write the report.
 
@@ -53,6 +55,7 @@ def write_report(
         benchmarks: folders of Snakemake's benchmark files.
         shared: folder of another run -> stages that it computed for this run as well.
         settings: the config.
+        necessity: of `coincide.reporting.visual_necessity`; None: the report has no such section.
     """
     tasks = [task for task in summary["task"].unique() if task != AVERAGE]
     environment = Environment(loader=PackageLoader("coincide.reporting"), autoescape=select_autoescape(default=True))
@@ -68,6 +71,7 @@ def write_report(
         shared=shared,
         strips=_cluster_strips(manifest, clusters, cluster_stats, coreset, dataset, images),
         kept=len(coreset),
+        necessity=necessity,
         settings=yaml.safe_dump(settings, sort_keys=False, allow_unicode=True),
     )
     with replacing(path) as temporary:

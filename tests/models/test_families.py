@@ -202,6 +202,20 @@ def test_extra_metrics_equal_plain_passes_over_the_readings(family, data, tmp_pa
     assert table["loss_no_image"].nunique() == table["loss_no_image"].notna().sum()
 
 
+def test_a_question_of_nothing_but_an_image_has_a_loss_without_it(family, data, tmp_path):
+    name, model, processor = family
+    conversations = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "a thing"}]
+    samples = [Sample("a", 0, {"image": "wide.png", "conversations": conversations})]
+    extra = ["loss_no_image", "question_losses"]
+    reference = ReferenceModel(name=name, layers=LAYERS, max_tokens=2000, sample_metrics=True, extra_metrics=extra)
+    metrics = tmp_path / "metrics"
+    assert extract(model, processor, samples, data[1], reference, output=tmp_path / "a", metrics_output=metrics) == []
+    (row,) = pd.read_parquet(metrics / "sample_metrics.parquet").to_dict("records")
+    assert row["loss_no_image"] > 0
+    assert row["loss_no_image"] != row["loss"]
+    assert row["question_loss"] > 0  # of the end of the turn
+
+
 def test_the_averaged_text_is_that_of_the_conversation(family, data):
     _, model, processor = family
     samples, folder = data
