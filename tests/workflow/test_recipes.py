@@ -9,6 +9,7 @@ from conftest import REPO, make_record
 from PIL import Image
 from snakemake.utils import update_config
 
+from coincide import methods
 from coincide.workflow.overlay import check_runs
 
 RECIPES = ("llava665k", "vision_flan", "study", "study-small", "study-even", "study-reference", "ablations")
@@ -31,7 +32,10 @@ def test_a_recipe_is_complete(name):
         assert [c.clustering.seed for c in configs.values()] == [c.target_model.seeds[0] for c in configs.values()]
         assert len({(c.variant, c.replicate) for c in configs.values()}) == len(configs)
     if name not in ("study-reference", "ablations"):
-        assert all(len(config.selection.methods) == 9 for config in configs.values())
+        expected = {"coincide", *methods.names()} if name == "study" else None
+        for config in configs.values():
+            assert len(config.selection.methods) == (len(expected) if expected else 9)
+            assert expected is None or set(config.selection.methods) == expected
 
 
 @pytest.mark.parametrize("name", PAPERS)
