@@ -93,6 +93,7 @@ rule write_report:
         manifest=stage_output("merge", "manifest.parquet"),
         clusters=stage_output("clusters", "clusters.parquet"),
         cluster_stats="results/{run}/cluster_stats.parquet",
+        sample_metrics=stage_output("merge", "sample_metrics"),
         coreset=lambda wildcards: coresets(wildcards.run, "coreset.parquet")[0],
         coresets=if_constrained(
             lambda wildcards: coresets(wildcards.run, "coreset.parquet")

@@ -68,6 +68,7 @@ SampleIds = Annotated[
 ]
 Dtype = Literal["float32", "float16", "bfloat16"]
 Device = Literal["auto", "cpu", "cuda"]
+ExtraMetric = Literal["loss_no_image", "question_losses", "vision_features"]
 # tasks of lmms-eval whose answers or scores come from another model
 JUDGED_TASKS = (
     "hallusion_bench",
@@ -445,6 +446,13 @@ class ReferenceModel(Section):
         "also compute the per-sample metrics that some methods need (loss, EL2N, margin, embeddings); the whole model "
         "runs instead of stopping after the last layer that is read",
     )
+    extra_metrics: list[ExtraMetric] = setting(
+        [],
+        "further sample metrics, each of which some methods need. loss_no_image: the loss of the answers without the "
+        "images, and an embedding of the question; one more pass over the text. question_losses: the loss of the first "
+        "question, with and without its answer; two more passes. vision_features: the mean of the visual tokens after "
+        "the first decoder layer; no further pass. They need sample_metrics: true",
+    )
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -764,6 +772,7 @@ class Config(Section):
             ("replicates", self.replicates),
             ("selection.fractions", self.selection.fractions),
             ("selection.methods", self.selection.methods),
+            ("reference_model.extra_metrics", self.reference_model.extra_metrics),
             ("target_model.seeds", self.target_model.seeds),
             ("evaluation.groups", [group.name for group in self.evaluation.groups]),
         ):

@@ -22,7 +22,7 @@ from coincide.base.activation_store import ROW_GROUP, Activations, StorageError,
 from coincide.base.progress import Progress
 from coincide.base.sections import ReferenceModel
 from coincide.base.tables import write_table
-from coincide.dataset.images import ImageFolders
+from coincide.dataset.images import ImageFolders, image_names
 from coincide.dataset.samples import Reason, RejectedSample, Sample
 from coincide.dataset.shards import read_shard
 from coincide.extraction.encoding import (
@@ -35,7 +35,6 @@ from coincide.extraction.encoding import (
 )
 from coincide.extraction.extractor import Extractor, build_extractor, load_reference, try_sharing
 from coincide.extraction.features import decoder_layers
-from coincide.extraction.packing import batches
 from coincide.extraction.reuse import EarlierRows
 from coincide.extraction.sample_metrics import metrics_table, write_sample_metrics
 from coincide.models.loading import weights_digest
@@ -141,7 +140,7 @@ def extract(
     _extract_windows(extractor, encoder, windows, files, finished, workers, earlier)
     if metrics_output is not None:
         readers = files.metrics_readers(len(windows)) if reference.sample_metrics else []
-        write_sample_metrics(readers, metrics_output, metadata)
+        write_sample_metrics(readers, metrics_output, metadata, reference.extra_metrics)
     return files.join(len(windows), output, extractor.dimension, metadata)
 
 
@@ -182,7 +181,9 @@ def _extract_windows(extractor, encoder, windows, files, finished, workers, earl
             kept, matrix = _with_earlier(windows[number], kept, matrix, earlier)
             progress.update(len(windows[number]) - len(new[number]))
         if extractor.sample_metrics:
-            files.write_metrics(number, metrics_table(_ids(kept), matrix[:, extractor.dimension :]))
+            text_only = [not image_names(sample.record) for sample in kept]
+            columns = matrix[:, extractor.dimension :]
+            files.write_metrics(number, metrics_table(_ids(kept), columns, extractor.extra_metrics, text_only))
         files.write(number, _ids(kept), matrix[:, : extractor.dimension].astype(np.float16), rejected)
     progress.close()
     if seconds := time.monotonic() - began:
@@ -231,13 +232,10 @@ def _with_earlier(window, kept, matrix, earlier):
 
 def _read_part(extractor, part, vectors, progress):
     """Add the vectors of the encoded samples of a part of a window to a dict of dataset row -> vector."""
-    rows = [
-        row for group in part for row in extractor.rows([result for result in group if isinstance(result, Encoded)])
-    ]
-    for batch in batches(rows, extractor.batch_tokens):
-        for sample, vector in extractor.run(batch):
-            vectors[sample.dataset_row] = vector
-        progress.update(sum(len(row.encoded) for row in batch))
+    groups = [[result for result in group if isinstance(result, Encoded)] for group in part]
+    for batch in extractor.read(groups):
+        vectors |= {sample.dataset_row: vector for sample, vector in batch}
+        progress.update(len(batch))
 
 
 def _parts(groups: Iterable[list[Encoded | RejectedSample]]) -> Iterator[list[list[Encoded | RejectedSample]]]:

@@ -9,7 +9,7 @@ import ctypes
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from multiprocessing.sharedctypes import RawArray
 from typing import Any
 
@@ -23,6 +23,7 @@ from coincide.base.processes import end_with_parent
 from coincide.dataset.conversation import SYSTEM
 from coincide.dataset.images import ImageError, ImageFolders, image_names, open_image
 from coincide.dataset.samples import Reason, RejectedSample, Sample
+from coincide.extraction.readings import NO_IMAGE, readings
 from coincide.models.chat import (
     ChatTemplateError,
     ImageCountError,
@@ -51,6 +52,8 @@ class Encoded:
         masks: Masks of (L,) arrays; the fixed prefix is not part of the text tokens.
         token_inputs: dict of name -> (L,) array, further inputs of the model with a value per token.
         image_inputs: dict of name -> array, inputs made from the images; shared by the samples of a group.
+        reading: which reading of the sample this is (`coincide.extraction.readings`); empty: the sample itself.
+        readings: dict of name -> the sample's further readings.
     """
 
     sample: Sample
@@ -58,6 +61,8 @@ class Encoded:
     masks: Masks
     token_inputs: dict[str, NDArray]
     image_inputs: dict[str, NDArray]
+    reading: str = ""
+    readings: dict[str, Encoded] = field(default_factory=dict)
 
 
 def group_by_images(samples: Iterable[Sample]) -> list[list[Sample]]:
@@ -83,6 +88,7 @@ class Encoder:
         image_token_id: the token that holds an image's features.
         prefix: result of `coincide.models.chat.fixed_prefix`.
         max_tokens: longest accepted sample in tokens, visual ones included.
+        extra_metrics: of the ReferenceModel section, whose readings of each sample are encoded as well.
     """
 
     def __init__(
@@ -93,9 +99,11 @@ class Encoder:
         image_token_id: int,
         prefix: tuple[int, int, int],
         max_tokens: int,
+        extra_metrics: Sequence[str] = (),
     ):
         self.processor, self.images = processor, images
         self.image_token_id, self.prefix, self.max_tokens = image_token_id, prefix, max_tokens
+        self.extra_metrics = tuple(extra_metrics)
 
     def __call__(self, group: Sequence[Sample]) -> list[Encoded | RejectedSample]:
         """Encode samples with the same images, in their order.
@@ -113,7 +121,10 @@ class Encoder:
         reusable = None
         for sample in group:
             try:
-                encoded, reusable = self._encode(sample, opened, reusable)
+                encoded, reusable = self._encode(sample, sample.record["conversations"], opened, reusable)
+                for name, turns in readings(sample.record, self.extra_metrics).items():
+                    reading, reusable = self._encode(sample, turns, opened, reusable, reading=name)
+                    encoded.readings[name] = self._without_prefix(reading)
             except ImageError as error:
                 results.append(reject(sample, Reason(error.reason), error))
             except RefusedTurnsError as error:
@@ -131,26 +142,29 @@ class Encoder:
                 results.append(self._check_length(encoded))
         return results
 
-    def _encode(self, sample, opened, reusable):
-        """Encode a sample.
+    def _encode(self, sample, turns, opened, reusable, *, reading=""):
+        """Encode a sample, or a reading of it.
 
         Args:
             sample: the sample.
+            turns: its conversation, or that of the reading.
             opened: dict of name -> image; images that are not in it are opened and added.
             reusable: (Encoded, replacements) of an earlier sample of the group; None if there is none.
 
         Returns:
             (Encoded, reusable for the next sample)
         """
-        rendered = render(self.processor, sample.record["conversations"])
+        rendered = render(self.processor, turns)
+        if reading == NO_IMAGE:
+            return replace(self._encode_with_images(sample, rendered, [])[0], reading=reading), reusable
         names = image_names(sample.record)
         for name in names:
             if name not in opened:
                 opened[name] = open_image(self.images, name)
         if reusable:
-            return self._reuse_images(sample, rendered, *reusable), reusable
+            return replace(self._reuse_images(sample, rendered, *reusable), reading=reading), reusable
         encoded, replacements = self._encode_with_images(sample, rendered, [opened[name] for name in names])
-        return encoded, (encoded, replacements) if replacements else None
+        return replace(encoded, reading=reading), (encoded, replacements) if replacements else None
 
     def _encode_with_images(self, sample, rendered, images):
         """(Encoded, replacements for `_reuse_images`, or None if that would not give the same tokens)."""
@@ -197,7 +211,12 @@ class Encoder:
         if len(encoded.ids) > self.max_tokens:
             detail = f"{len(encoded.ids)} tokens, reference_model.max_tokens is {self.max_tokens}"
             return reject(encoded.sample, Reason.TOO_LONG, detail)
-        has_system_turn = encoded.sample.record["conversations"][0]["from"] == SYSTEM
+        return self._without_prefix(encoded)
+
+    def _without_prefix(self, encoded):
+        """The encoded sample without the fixed prefix in its text mask."""
+        with_system_turn = encoded.reading in ("", NO_IMAGE)
+        has_system_turn = with_system_turn and encoded.sample.record["conversations"][0]["from"] == SYSTEM
         prefix = self.prefix[2 if has_system_turn else bool(encoded.masks.visual.any())]
         encoded.masks.text[:prefix] = False
         return encoded
@@ -208,9 +227,10 @@ def encoded_bytes(group: Iterable[Encoded | RejectedSample]) -> int:
     arrays: dict[int, NDArray] = {}
     for sample in group:
         if isinstance(sample, Encoded):
-            masks = (sample.masks.visual, sample.masks.text, sample.masks.answer)
-            own = (sample.ids, *masks, *sample.token_inputs.values(), *sample.image_inputs.values())
-            arrays |= {id(array): array for array in own}
+            for encoded in (sample, *sample.readings.values()):
+                masks = (encoded.masks.visual, encoded.masks.text, encoded.masks.answer)
+                own = (encoded.ids, *masks, *encoded.token_inputs.values(), *encoded.image_inputs.values())
+                arrays |= {id(array): array for array in own}
     return sum(array.nbytes for array in arrays.values())
 
 

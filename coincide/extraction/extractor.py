@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -16,9 +17,10 @@ from coincide.base.sections import ReferenceModel
 from coincide.dataset.images import ImageFolders
 from coincide.dataset.samples import Sample
 from coincide.extraction.encoding import Encoded, Encoder, group_by_images
-from coincide.extraction.features import decoder_layers, features
-from coincide.extraction.packing import Row, build_rows, collate, single_row
-from coincide.extraction.sample_metrics import EMBEDDINGS, METRICS
+from coincide.extraction.features import decoder_layers, features, reading_vectors
+from coincide.extraction.packing import Batch, Row, batches, build_rows, collate, single_row
+from coincide.extraction.readings import NO_IMAGE, READINGS
+from coincide.extraction.sample_metrics import METRICS, embeddings_of, numbers_of
 from coincide.models.chat import fixed_prefix
 from coincide.models.families import family_of
 from coincide.models.layers import resolve_layers
@@ -42,6 +44,7 @@ class Extractor:
         layers: zero-based decoder layers.
         batch_tokens: maximum tokens per batch, padding included; a longer sample is a batch. None: BATCH_TOKENS.
         sample_metrics: also compute the columns of `coincide.extraction.sample_metrics`.
+        extra_metrics: which further sample metrics, as in the ReferenceModel section.
 
     Attributes:
         share: whether samples with the same images share tokens (see `try_sharing`).
@@ -57,14 +60,16 @@ class Extractor:
         layers: Sequence[int],
         batch_tokens: int | None = None,
         sample_metrics: bool = False,
+        extra_metrics: Sequence[str] = (),
     ):
-        self.model, self.layers, self.sample_metrics = model, layers, sample_metrics
+        self.model, self.layers = model, layers
+        self.sample_metrics, self.extra_metrics = sample_metrics, tuple(extra_metrics)
         self.batch_tokens = batch_tokens or BATCH_TOKENS[model.device.type]
         self.pad = processor.tokenizer.pad_token_id or 0
         self.rope_index = getattr(getattr(model, "model", None), "get_rope_index", None)
         self.share = False
         self.hidden_size = model.config.get_text_config().hidden_size
-        metric_columns = len(METRICS) + len(EMBEDDINGS) * self.hidden_size
+        metric_columns = len(numbers_of(extra_metrics)) + len(embeddings_of(extra_metrics)) * self.hidden_size
         self.columns = self.dimension + (metric_columns if sample_metrics else 0)
         self.tokens = 0
 
@@ -77,17 +82,69 @@ class Extractor:
         """Rows of the samples of a group with the same images."""
         return build_rows(group, share=self.share)
 
+    def read(self, groups: Sequence[Sequence[Encoded]]) -> Iterator[list[tuple[Sample, NDArray[np.float32]]]]:
+        """Yield, batch by batch, (sample, (columns,) vector) of the samples of groups with the same images.
+
+        Raises:
+            torch.OutOfMemoryError, MemoryError: a single sample does not fit.
+        """
+        of_readings = self._read_readings(groups)
+        for batch in batches([row for group in groups for row in self.rows(group)], self.batch_tokens):
+            yield [
+                (sample, self._completed(vector, of_readings.get(sample.dataset_row)))
+                for sample, vector in self.run(batch)
+            ]
+
+    def _read_readings(self, groups):
+        """Dict of dataset row -> reading -> (1 + h,) columns of `reading_columns`."""
+        vectors: dict[int, dict[str, NDArray[np.float32]]] = {}
+        rows = []
+        for group in groups:
+            encoded = [reading for sample in group for reading in sample.readings.values()]
+            for with_images in (True, False):
+                chosen = [reading for reading in encoded if bool(reading.image_inputs) == with_images]
+                rows += self.rows(chosen) if chosen else []
+        for batch in batches(rows, self.batch_tokens):
+            for encoded, vector in self._run(batch, partial(reading_vectors, self.model)):
+                vectors.setdefault(encoded.sample.dataset_row, {})[encoded.reading] = vector
+        return vectors
+
+    def _completed(self, vector, of_readings):
+        """The vector of a sample with the columns of its readings filled in."""
+        if not of_readings:
+            return vector
+        columns = {column: name for extra in self.extra_metrics for name, column in READINGS[extra].items()}
+        numbers, names = numbers_of(self.extra_metrics), embeddings_of(self.extra_metrics)
+        for position, column in enumerate(numbers[len(METRICS) :], self.dimension + len(METRICS)):
+            vector[position] = of_readings[columns[column]][0]
+        if NO_IMAGE in of_readings:
+            start = self.dimension + len(numbers) + names.index("question") * self.hidden_size
+            vector[start : start + self.hidden_size] = of_readings[NO_IMAGE][1:]
+        return vector
+
     def run(self, rows: list[Row]) -> Iterator[tuple[Sample, NDArray[np.float32]]]:
-        """Yield (sample, (columns,) vector) of the samples of a batch.
+        """Yield (sample, (columns,) vector) of the samples of a batch, without the columns of their readings.
 
         A batch that does not fit into memory is halved until it does.
 
         Raises:
             torch.OutOfMemoryError, MemoryError: a single sample does not fit.
         """
+        for encoded, vector in self._run(rows, self._features):
+            yield encoded.sample, vector
+
+    def _features(self, batch):
+        return features(
+            self.model, batch, self.layers, sample_metrics=self.sample_metrics, extra_metrics=self.extra_metrics
+        )
+
+    def _run(
+        self, rows: list[Row], compute: Callable[[Batch], torch.Tensor]
+    ) -> Iterator[tuple[Encoded, NDArray[np.float32]]]:
+        """`run`, with a function of a batch."""
         try:
             batch = collate(rows, pad=self.pad, positions=self._position_ids, dtype=self.model.dtype, causal=self.share)
-            vectors = features(self.model, batch, self.layers, sample_metrics=self.sample_metrics).cpu().numpy()
+            vectors = compute(batch).cpu().numpy()
         except (MemoryError, RuntimeError) as error:
             halves = _halves(rows)
             if not (_is_out_of_memory(error) and halves):
@@ -95,11 +152,11 @@ class Extractor:
             log.warning("out of memory with %d rows of %d tokens: retrying with half", len(rows), len(rows[0]))
         else:
             self.tokens += batch.inputs["input_ids"].numel()
-            yield from zip((encoded.sample for row in batch.encoded for encoded in row), vectors)
+            yield from zip((encoded for row in batch.encoded for encoded in row), vectors)
             return
         torch.cuda.empty_cache()  # outside the handler: the exception refers to the batch's tensors
         for half in halves:
-            yield from self.run(half)
+            yield from self._run(half, compute)
 
     def try_sharing(self, group: Sequence[Encoded]) -> None:
         """Let samples share tokens if that does not change their features, measured on a group.
@@ -190,6 +247,7 @@ def build_extractor(
         image_token_id=image_token(model, processor),
         prefix=fixed_prefix(processor),
         max_tokens=reference.max_tokens,
+        extra_metrics=reference.extra_metrics,
     )
     extractor = Extractor(
         model,
@@ -197,6 +255,7 @@ def build_extractor(
         layers=resolve_layers(reference.layers, len(decoder_layers(model))),
         batch_tokens=reference.batch_tokens,
         sample_metrics=reference.sample_metrics,
+        extra_metrics=reference.extra_metrics,
     )
     return extractor, encoder
 

@@ -8,7 +8,7 @@ import torch
 
 from coincide.base.errors import UserError
 from coincide.extraction.packing import Batch
-from coincide.extraction.sample_metrics import metric_columns
+from coincide.extraction.sample_metrics import metric_columns, reading_columns
 from coincide.models.loading import move_to_model
 
 
@@ -16,7 +16,14 @@ class ReferenceModelError(UserError):
     """A model whose activations cannot be extracted; the message says what it lacks."""
 
 
-def features(model: Any, batch: Batch, layers: Sequence[int], *, sample_metrics: bool = False) -> torch.Tensor:
+def features(
+    model: Any,
+    batch: Batch,
+    layers: Sequence[int],
+    *,
+    sample_metrics: bool = False,
+    extra_metrics: Sequence[str] = (),
+) -> torch.Tensor:
     """Feature vectors of the samples of a batch.
 
     Args:
@@ -24,15 +31,19 @@ def features(model: Any, batch: Batch, layers: Sequence[int], *, sample_metrics:
         batch: batch of n samples.
         layers: zero-based decoder layers, M of them.
         sample_metrics: run the whole model and append the columns of `metric_columns` to each vector.
+        extra_metrics: of the ReferenceModel section.
 
     Returns:
         (n, 2·M·h) float32 tensor on the model's device (see `feature_vectors`), row by row of the batch.
     """
     inputs = move_to_model(batch.inputs, model)
-    positions = [(row, slot) for row, samples in enumerate(batch.encoded) for slot in range(len(samples))]
-    batch_row, slot = torch.tensor(positions, device=model.device).T
+    batch_row, slot = _rows_and_slots(model, batch)
     masks = torch.cat([batch.visual[:, None], batch.text], dim=1).to(model.device)
-    with torch.inference_mode(), attention_outputs(model, layers, stop_after_last=not sample_metrics) as outputs:
+    with (
+        torch.inference_mode(),
+        attention_outputs(model, layers, stop_after_last=not sample_metrics) as outputs,
+        _first_layer_output(model) as first,
+    ):
         if sample_metrics:  # without the output head: most of its logits are not needed
             hidden_states = model.model(**inputs, use_cache=False).last_hidden_state
         else:
@@ -40,8 +51,30 @@ def features(model: Any, batch: Batch, layers: Sequence[int], *, sample_metrics:
                 model(**inputs, use_cache=False)
         vectors = feature_vectors([outputs[layer] for layer in layers], masks, batch_row, slot)
         if sample_metrics:
-            vectors = torch.cat([vectors, metric_columns(model, hidden_states, batch, batch_row, slot)], dim=1)
+            columns = metric_columns(
+                model,
+                hidden_states,
+                batch,
+                batch_row,
+                slot,
+                extra_metrics=extra_metrics,
+                visual_states=first[0],
+            )
+            vectors = torch.cat([vectors, columns], dim=1)
     return vectors
+
+
+def reading_vectors(model: Any, batch: Batch) -> torch.Tensor:
+    """(n, 1 + h) columns of `reading_columns` of a batch of n readings."""
+    with torch.inference_mode():
+        hidden_states = model.model(**move_to_model(batch.inputs, model), use_cache=False).last_hidden_state
+        return reading_columns(model, hidden_states, batch, *_rows_and_slots(model, batch))
+
+
+def _rows_and_slots(model, batch):
+    """((n,) row of each sample of a batch, (n,) its position in the row)."""
+    positions = [(row, slot) for row, samples in enumerate(batch.encoded) for slot in range(len(samples))]
+    return torch.tensor(positions, device=model.device).T
 
 
 def feature_vectors(
@@ -72,6 +105,21 @@ def feature_vectors(
         unit = torch.nn.functional.normalize(torch.tanh(mean), dim=2) * (count > 0)
         blocks += [unit[batch_row, 0], unit[batch_row, 1 + slot]]
     return torch.cat(blocks, dim=1) / (2 * len(outputs)) ** 0.5
+
+
+@contextmanager
+def _first_layer_output(model):
+    """List that a forward pass puts the (B, L, h) output of the first decoder layer into."""
+    outputs: list[torch.Tensor] = []
+
+    def collect(module, args, output):
+        outputs.append(output[0] if isinstance(output, tuple) else output)
+
+    handle = decoder_layers(model)[0].register_forward_hook(collect)
+    try:
+        yield outputs
+    finally:
+        handle.remove()
 
 
 class _LastLayerReached(Exception):

@@ -3,7 +3,8 @@
 A module defines
 
 - NEEDS: tuple of the artefacts that the method reads in addition to the clusters and the activations,
-  from "sample_metrics", "clip_scores" and "difficulty";
+  from "sample_metrics", "clip_scores", "difficulty" and the values of reference_model.extra_metrics, which are
+  part of the sample metrics;
 - pick(inputs, count, *, seed, …settings) -> (indices, scores). `inputs` is a
   `coincide.methods._inputs.MethodInputs`, `count` the number of samples to keep, and the settings are
   those of `selection.method_settings`. `indices` are the (count,) rows to keep in the order of their
@@ -19,18 +20,20 @@ import inspect
 import pkgutil
 from functools import cache
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict, ValidationError, create_model
 
 from coincide.base.errors import UserError
+from coincide.base.sections import ExtraMetric
 
 if TYPE_CHECKING:
     from coincide.methods._inputs import MethodInputs
 
-ARTEFACTS = ("sample_metrics", "clip_scores", "difficulty")
+EXTRA_METRICS = get_args(ExtraMetric)
+ARTEFACTS = ("sample_metrics", "clip_scores", "difficulty", *EXTRA_METRICS)
 
 
 @cache

@@ -67,11 +67,15 @@ class MethodInputs:
 
     @cached_property
     def sample_metrics(self) -> pd.DataFrame:
-        """Table of sample_id, loss, el2n, margin (see `coincide.extraction.sample_metrics`)."""
+        """Table of sample_id, loss, el2n, margin and the extra metrics (see `coincide.extraction.sample_metrics`)."""
         return pd.read_parquet(Path(self._path("sample_metrics")) / "sample_metrics.parquet")
 
-    def embedding(self, name: Literal["last_token", "mean"]) -> Activations:
-        """(n, h) vectors on disk, from the reference model's last layer: last_token has unit norm, mean is unscaled."""
+    def embedding(self, name: Literal["last_token", "mean", "question", "vision"]) -> Activations:
+        """(n, h) vectors of the reference model on disk.
+
+        From its last layer: last_token and question (with the extra metric loss_no_image) have unit norm, mean is
+        unscaled. After its first layer: vision (with vision_features), unscaled, zeros for a sample without an image.
+        """
         return Activations(Path(self._path("sample_metrics")) / f"{name}.parquet")
 
     @cached_property

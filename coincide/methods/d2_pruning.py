@@ -13,14 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from coincide.selection.ranking import nearest
+from coincide.selection.ranking import nearest, squared_distances
 
 if TYPE_CHECKING:
     from coincide.methods._inputs import MethodInputs
 
 NEEDS = ("sample_metrics",)
 SMALLEST = 1e-7  # smallest importance
-ROWS_PER_BLOCK = 1024  # rows whose distances are computed at a time
 
 
 def pick(
@@ -44,19 +43,6 @@ def pick(
     _, index = nearest(x, neighbours)
     squared = squared_distances(x, index)
     return pass_messages(importance, squared, index, count, forward_gamma, reverse_gamma)
-
-
-def squared_distances(x: NDArray[np.float32], index: NDArray[np.int64]) -> NDArray[np.float64]:
-    """(n, k) squared L2 distances of each row of (n, h) x to the rows of (n, k) `index`, from their differences.
-
-    The search computes them from norms and dot products, which leaves no correct digits where rows are long and close.
-    """
-    squared = np.empty(index.shape)
-    for start in range(0, len(x), ROWS_PER_BLOCK):
-        block = slice(start, start + ROWS_PER_BLOCK)
-        difference = x[block, None].astype(np.float64) - x[index[block]]
-        squared[block] = np.einsum("nkh,nkh->nk", difference, difference)
-    return squared
 
 
 def pass_messages(

@@ -86,7 +86,8 @@ def to_messages(conversations: Sequence[Mapping[str, str]]) -> list[dict[str, An
                 content.append({"type": "image"})
             if text.strip():
                 content.append({"type": "text", "text": text.strip()})
-        messages.append({"role": ROLES[turn["from"]], "content": content})
+        # templates read the first part of a turn, which may be empty without its image
+        messages.append({"role": ROLES[turn["from"]], "content": content or [{"type": "text", "text": ""}]})
     return messages
 
 

@@ -18,6 +18,7 @@ from coincide.dataset.conversation import IMAGE_MARK
 from coincide.dataset.formats import to_llava
 from coincide.dataset.images import ImageError, ImageFolders, image_names, open_image
 from coincide.reporting.summary import AVERAGE, headline_table, short_names
+from coincide.reporting.visual_necessity import VisualNecessity
 
 CLUSTERS_SHOWN = 8
 SAMPLES_PER_CLUSTER = 8
@@ -41,6 +42,7 @@ def write_report(
     shared: Mapping[str, Sequence[str]],
     settings: Mapping[str, Any],
     constraints: pd.DataFrame | None = None,
+    necessity: VisualNecessity | None = None,
 ) -> None:
     """Write the report.
 
@@ -55,6 +57,7 @@ def write_report(
         shared: folder of another run -> stages that it computed for this run as well.
         settings: the config.
         constraints: table of `coincide.reporting.summary.constraint_table`; None: there are none.
+        necessity: of `coincide.reporting.visual_necessity`; None: the report has no such section.
     """
     tasks = [task for task in summary["task"].unique() if task != AVERAGE]
     environment = Environment(loader=PackageLoader("coincide.reporting"), autoescape=select_autoescape(default=True))
@@ -71,6 +74,7 @@ def write_report(
         strips=_cluster_strips(manifest, clusters, cluster_stats, coreset, dataset, images),
         kept=len(coreset),
         constraints=None if constraints is None else constraints.to_dict("split"),
+        necessity=necessity,
         settings=yaml.safe_dump(settings, sort_keys=False, allow_unicode=True),
     )
     with replacing(path) as temporary:

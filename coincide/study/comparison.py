@@ -234,8 +234,8 @@ def costs(table: pd.DataFrame, benchmarks: Mapping[str, Sequence[str | Path]]) -
     """Job time of each method, and its ratio to that of finetuning on the full data.
 
     Times are wall-clock seconds of jobs, not core-seconds; with one GPU per job they are device seconds. Jobs that
-    several methods depend on are counted for each of them. If the per-sample metrics are computed along with the
-    activations, that longer pass is counted.
+    several methods depend on are counted for each of them. If sample metrics, or extra metrics, are computed along with
+    the activations, all methods that read activations or sample metrics are counted with the longer job.
 
     Args:
         table: of `combine_summaries`.

@@ -56,7 +56,8 @@ def check_config(values: dict[str, Any], *, files: bool = True) -> Config:
     except ValidationError as error:
         raise ConfigError(list(dict.fromkeys(problem_line(e, Config) for e in error.errors()))) from None
     constraints = config.selection.constraints
-    problems = [*_method_problems(config), *_fraction_problems(config), *conflicts_of_settings(constraints)]
+    problems = [*_method_problems(config), *_extra_metric_problems(config), *_fraction_problems(config)]
+    problems += conflicts_of_settings(constraints)
     if files and not problems:
         problems = [*_path_problems(config), *_layer_problems(config), *_size_problems(config)]
         problems += _constraint_problems(config)
@@ -132,6 +133,19 @@ def _method_problems(config: Config) -> Iterator[str]:
             needs_metrics = name in selected and "sample_metrics" in methods.needs(name)
             if needs_metrics and not config.reference_model.sample_metrics:
                 yield f"selection.methods: {name} needs per-sample metrics; set reference_model.sample_metrics: true"
+            for metric in methods.EXTRA_METRICS:
+                needed = name in selected and metric in methods.needs(name)
+                if needed and metric not in config.reference_model.extra_metrics:
+                    yield f"selection.methods: {name} needs {metric}; add it to reference_model.extra_metrics"
+
+
+def _extra_metric_problems(config: Config) -> Iterator[str]:
+    reference = config.reference_model
+    if reference.extra_metrics and not reference.sample_metrics:
+        yield (
+            "reference_model.extra_metrics: they are part of the sample metrics; set reference_model.sample_metrics: "
+            "true, or remove them"
+        )
 
 
 def _fraction_problems(config: Config) -> Iterator[str]:

@@ -22,7 +22,6 @@ from coincide.dataset.shard_assignment import estimated_tokens
 from coincide.extraction.encoding import Encoded, group_by_images, loader_workers
 from coincide.extraction.extractor import open_extractor
 from coincide.extraction.features import decoder_layers
-from coincide.extraction.packing import batches
 from coincide.models.empty import build_empty
 from coincide.models.families import FamilyError
 from coincide.workflow.job_resources import training_operations
@@ -114,9 +113,8 @@ def _encode(encoder, samples):
 
 
 def _run_model(extractor, encoded):
-    rows = [row for group in encoded for row in extractor.rows(group)]
-    for batch in batches(rows, extractor.batch_tokens):
-        list(extractor.run(batch))
+    for _ in extractor.read(encoded):
+        pass
 
 
 def estimate_run(

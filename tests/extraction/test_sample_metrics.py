@@ -55,17 +55,42 @@ def test_metrics_equal_a_plain_forward_pass(loaded, tiny_data, tmp_path, shared)
             np.testing.assert_allclose(vectors[name][i], expected, atol=2e-3)
 
 
+def test_extra_metrics_change_no_other_metric(loaded, tiny_data, tmp_path):
+    records, folder = tiny_data
+    samples = as_samples([*about_one_image(records, 5), *records])
+    samples = [Sample(str(row), row, sample.record) for row, sample in enumerate(samples)]
+    written = {}
+    for name, extra in (("without", []), ("with", ["loss_no_image", "question_losses", "vision_features"])):
+        path, metrics = tmp_path / f"{name}.parquet", tmp_path / f"{name}.metrics"
+        changes = {"sample_metrics": True, "metrics_output": metrics, "extra_metrics": extra}
+        assert run_extract(loaded, samples, folder, path, **changes) == []
+        vectors = [
+            np.asarray(Activations(p)).tobytes() for p in (path, *(metrics / f"{e}.parquet" for e in EMBEDDINGS))
+        ]
+        written[name] = vectors, pd.read_parquet(metrics / "sample_metrics.parquet")
+    assert written["with"][0] == written["without"][0]
+    table = written["with"][1]
+    pd.testing.assert_frame_equal(table[["sample_id", *METRICS]], written["without"][1], check_exact=True)
+    has_image = [bool(sample.record.get("image")) for sample in samples]
+    added = ["loss_no_image", "visual_necessity", "question_loss", "question_loss_given_answer"]
+    assert table.columns.tolist() == ["sample_id", *METRICS, added[0], *added[2:], added[1]]
+    for column in added:
+        assert table[column].notna().tolist() == has_image
+
+
 def test_metrics_of_shards_are_joined_in_manifest_order(loaded, tiny_data, tmp_path):
     records, folder = tiny_data
     samples = as_samples(records)
     for number, part in enumerate((samples[:10], samples[10:])):
         metrics = tmp_path / f"{number}.metrics"
-        run_extract(loaded, part, folder, tmp_path / f"{number}.parquet", sample_metrics=True, metrics_output=metrics)
+        changes = {"sample_metrics": True, "metrics_output": metrics, "extra_metrics": ["vision_features"]}
+        run_extract(loaded, part, folder, tmp_path / f"{number}.parquet", **changes)
     shards = [tmp_path / "0.metrics", tmp_path / "1.metrics"]
     ids = [sample.id for sample in samples]
     merge_sample_metrics(ids, shards, tmp_path / "metrics")
     assert pd.read_parquet(tmp_path / "metrics/sample_metrics.parquet")["sample_id"].tolist() == ids
-    assert Activations(tmp_path / "metrics/mean.parquet").sample_ids.tolist() == ids
+    for name in (*EMBEDDINGS, "vision"):
+        assert Activations(tmp_path / f"metrics/{name}.parquet").sample_ids.tolist() == ids
     with pytest.raises(ValueError, match="not those of the manifest"):
         merge_sample_metrics(ids[::-1], shards, tmp_path / "other")
 

@@ -29,6 +29,10 @@ class InMemory(MethodInputs):
     def __init__(self, **artefacts):
         self.__dict__.update(artefacts)
 
+    @property
+    def activations(self):
+        return self.__dict__["activations"]
+
     def embedding(self, name):
         return self.__dict__[name]
 
@@ -277,10 +281,14 @@ def test_every_method_keeps_the_count_and_no_row_twice(n, fraction, seed):
     rng = np.random.default_rng(seed)
     unit = rng.normal(size=(n, 5)).astype(np.float32)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    text_only = rng.random(n) < 0.3
+    metrics = pd.DataFrame({name: rng.normal(size=n) for name in ("loss", "el2n", "margin")})
+    for name in ("loss_no_image", "visual_necessity", "question_loss", "question_loss_given_answer"):
+        metrics[name] = np.where(text_only, np.nan, rng.normal(size=n))
     inputs = InMemory(
-        clusters=clusters_of(n), activations=unit, last_token=unit, mean=unit,
-        sample_metrics=pd.DataFrame({name: rng.normal(size=n) for name in ("loss", "el2n", "margin")}),
-        clip_scores=np.where(rng.random(n) < 0.3, np.nan, rng.random(n)),
+        clusters=clusters_of(n), activations=unit, last_token=unit, mean=unit, question=unit,
+        vision=np.where(text_only[:, None], 0, unit), sample_metrics=metrics,
+        clip_scores=np.where(text_only, np.nan, rng.random(n)),
         clip_embeddings=unit, difficulty=rng.normal(size=n),
     )  # fmt: skip
     count = max(1, int(fraction * n))
@@ -397,7 +405,7 @@ def test_a_run_of_every_method(finished, tmp_path):
     workplace = Workplace(tmp_path)
     shutil.copytree(finished / "resources", tmp_path / "resources")
     small = yaml.safe_load((REPO / "tests/config/small.yaml").read_text())
-    small["reference_model"]["sample_metrics"] = True
+    small["reference_model"] |= {"sample_metrics": True, "extra_metrics": list(methods.EXTRA_METRICS)}
     small["selection"]["methods"] = ["coincide", *methods.names()]
     (tmp_path / "methods.yaml").write_text(yaml.safe_dump(small))
     code, output = workplace.run("select", config=tmp_path / "methods.yaml")
@@ -416,6 +424,13 @@ def test_a_run_of_every_method(finished, tmp_path):
     assert rank.between(0.39, 0.61).all()
     text_only = pd.read_parquet(run / "manifest.parquet").set_index("sample_id")["n_images"] == 0
     assert text_only[coresets["clip_score"]["sample_id"]].sum() == n // 5 * text_only.sum() // n
+    for method in ("visnec", "prism"):
+        assert abs(text_only[coresets[method]["sample_id"]].sum() - n // 5 * text_only.sum() / n) < 1, method
+    necessity = scores["visual_necessity"]
+    pd.testing.assert_series_equal(necessity.isna(), text_only, check_names=False)
+    np.testing.assert_allclose(necessity, scores["loss_no_image"] - scores["loss"], atol=1e-6)
+    picked = necessity[coresets["visnec"]["sample_id"]]
+    assert picked.mean() > necessity.drop(picked.index).mean()
     difficulty = pd.read_parquet(run / "difficulty.parquet").set_index("sample_id")["difficulty"]
     assert len(difficulty) == n
     assert coresets["self_filter"]["sample_id"][0] == difficulty.idxmax()

@@ -3,6 +3,7 @@
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from families import FAMILIES, build
@@ -124,6 +125,95 @@ def test_features_equal_a_plain_forward_pass(family, data, tmp_path, caplog):
     assert f"samples of one image {'share' if SHARES[name] else 'do not share'} its tokens" in caplog.text, caplog.text
     cosine = stored @ stored.T
     assert (cosine[~np.eye(len(samples), dtype=bool)] < 0.99999).all()  # a mix-up of samples would fail
+
+
+def plain_pass(model, processor, record, folder):
+    """(Encoded, model output with hidden states) of one pass over one record, without batches."""
+    (encoded,) = encoder_of(model, processor, folder)([Sample("a", 0, record)])
+    inputs = {name: torch.from_numpy(np.asarray(value)) for name, value in encoded.image_inputs.items()}
+    inputs |= {name: torch.from_numpy(value)[None] for name, value in encoded.token_inputs.items()}
+    with torch.inference_mode():
+        output = model(input_ids=torch.from_numpy(encoded.ids)[None], output_hidden_states=True, **inputs)
+    return encoded, output
+
+
+def plain_loss(encoded, output):
+    answer = np.flatnonzero(encoded.masks.answer)
+    log_p = output.logits[0].log_softmax(dim=1)
+    return -log_p[answer - 1, encoded.ids[answer]].mean().item()
+
+
+def test_extra_metrics_equal_plain_passes_over_the_readings(family, data, tmp_path):
+    name, model, processor = family
+    samples, folder = data
+    extra = ["loss_no_image", "question_losses", "vision_features"]
+    reference = ReferenceModel(
+        name=name, layers=LAYERS, batch_tokens=500, max_tokens=2000, sample_metrics=True, extra_metrics=extra
+    )
+    metrics = tmp_path / "metrics"
+    output = tmp_path / "a.parquet"
+    assert extract(model, processor, samples, folder, reference, output=output, metrics_output=metrics) == []
+    table = pd.read_parquet(metrics / "sample_metrics.parquet")
+    vectors = {n: np.asarray(Activations(metrics / f"{n}.parquet"), np.float64) for n in ("question", "vision")}
+    for i, sample in enumerate(samples):
+        turns, images = sample.record["conversations"], image_names(sample.record)
+        without = [{**turn, "value": turn["value"].replace("<image>\n", "")} for turn in turns]
+        encoded, output = plain_pass(model, processor, {"conversations": without}, folder)
+        first_answer = encoded.masks.answer.argmax()
+        question = encoded.masks.text.copy()
+        question[first_answer:] = False
+        mean = (
+            model.model(
+                input_ids=torch.from_numpy(encoded.ids)[None],
+                **{n: torch.from_numpy(value)[None] for n, value in encoded.token_inputs.items()},
+            )
+            .last_hidden_state[0, question]
+            .mean(dim=0)
+        )
+        mean = (mean / mean.norm()).detach().numpy()
+        np.testing.assert_allclose(vectors["question"][i], mean, atol=3e-3, err_msg=sample.id)
+        if not images:
+            assert table.loc[i, ["loss_no_image", "visual_necessity", "question_loss"]].isna().all()
+            assert not vectors["vision"][i].any()
+            continue
+        assert table["loss_no_image"][i] == pytest.approx(plain_loss(encoded, output), rel=1e-4)
+        whole, output = plain_pass(model, processor, sample.record, folder)
+        assert whole.ids[whole.masks.answer].tolist() == encoded.ids[encoded.masks.answer].tolist()
+        assert table["visual_necessity"][i] == pytest.approx(table["loss_no_image"][i] - table["loss"][i], abs=1e-6)
+        assert table["loss"][i] == pytest.approx(plain_loss(whole, output), rel=1e-4)
+        visual = output.hidden_states[1][0, whole.masks.visual].mean(dim=0).numpy()
+        np.testing.assert_allclose(vectors["vision"][i], visual, atol=3e-3, rtol=3e-3)
+        marks = "<image>\n" * len(images)
+        asked = {
+            "question_loss": "Based on the image, what is the likely question?",
+            "question_loss_given_answer": (
+                f"Based on the image and answer, what is the likely question? Answer: {turns[1]['value']}"
+            ),
+        }
+        for column, prompt in asked.items():
+            conversation = [
+                {"from": "human", "value": marks + prompt},
+                {"from": "gpt", "value": turns[0]["value"].replace("<image>\n", "")},
+            ]
+            record = {**sample.record, "conversations": conversation}
+            assert table[column][i] == pytest.approx(
+                plain_loss(*plain_pass(model, processor, record, folder)), rel=1e-4
+            )
+    assert table["loss_no_image"].nunique() == table["loss_no_image"].notna().sum()
+
+
+def test_a_question_of_nothing_but_an_image_has_a_loss_without_it(family, data, tmp_path):
+    name, model, processor = family
+    conversations = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "a thing"}]
+    samples = [Sample("a", 0, {"image": "wide.png", "conversations": conversations})]
+    extra = ["loss_no_image", "question_losses"]
+    reference = ReferenceModel(name=name, layers=LAYERS, max_tokens=2000, sample_metrics=True, extra_metrics=extra)
+    metrics = tmp_path / "metrics"
+    assert extract(model, processor, samples, data[1], reference, output=tmp_path / "a", metrics_output=metrics) == []
+    (row,) = pd.read_parquet(metrics / "sample_metrics.parquet").to_dict("records")
+    assert row["loss_no_image"] > 0
+    assert row["loss_no_image"] != row["loss"]
+    assert row["question_loss"] > 0  # of the end of the turn
 
 
 def test_the_averaged_text_is_that_of_the_conversation(family, data):

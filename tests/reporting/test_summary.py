@@ -24,6 +24,7 @@ from coincide.reporting.summary import (
     short_names,
     underrepresented_sources,
 )
+from coincide.reporting.visual_necessity import VisualNecessity
 
 MANIFEST = pd.DataFrame({"sample_id": list("abcdefghi"), "source": ["charts"] * 7 + ["signs"] * 2})
 
@@ -225,7 +226,15 @@ def test_the_report_escapes_dataset_text_and_needs_no_network(summary, tmp_path)
         shared={script: ["manifest"]},
         settings={"run": "x<y"},
         constraints=pd.DataFrame([{"constraint": f"at least, {script}", "asked": 1234, "coincide": 1300}]),
-    )
+        necessity=VisualNecessity(
+            sources=pd.DataFrame({"source": [script], "samples": [8], "not_needed": [3], "worse": [1], "mean": [0.25]}),
+            examples=pd.DataFrame(
+                {"kind": ["worse"], "source": [script], "sample_id": [script], "visual_necessity": [-0.75],
+                 "question": [script], "answer": [script]}
+            ),
+            text_only=1234,
+        ),
+    )  # fmt: skip
     page = (tmp_path / "report.html").read_text()
     assert "<script" not in page
     assert "onerror=alert(1)>" not in page
@@ -233,6 +242,7 @@ def test_the_report_escapes_dataset_text_and_needs_no_network(summary, tmp_path)
     assert "src=http" not in page.replace('"', "")
     assert "87.5%" in page
     assert "<td>1,234</td><td>1,300</td>" in page
+    assert all(text in page for text in ("37.5%", "12.5%", "-0.750", "1,234"))
     assert page.count("data:image/svg+xml") == 4
     assert page.count("data:image/png") >= 4
 

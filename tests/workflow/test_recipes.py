@@ -9,6 +9,7 @@ from conftest import REPO, make_record
 from PIL import Image
 from snakemake.utils import update_config
 
+from coincide import methods
 from coincide.models.layers import resolve_layers
 from coincide.workflow.config import used_conversions
 from coincide.workflow.demand_table import recipe_sizes
@@ -45,7 +46,10 @@ def test_a_recipe_is_complete(name):
         assert [c.clustering.seed for c in configs.values()] == [c.target_model.seeds[0] for c in configs.values()]
         assert len({(c.variant, c.replicate) for c in configs.values()}) == len(configs)
     if name not in ("study-reference", "ablations", "qwen2_5_vl"):
-        assert all(len(config.selection.methods) == 9 for config in configs.values())
+        expected = {"coincide", *methods.names()} if name == "study" else None
+        for config in configs.values():
+            assert len(config.selection.methods) == (len(expected) if expected else 9)
+            assert expected is None or set(config.selection.methods) == expected
 
 
 def test_the_runs_with_and_without_a_floor_share_everything_before_the_picks():

@@ -87,6 +87,7 @@ def values_that_a_rule_cannot_derive(folder):
         "target_model.name": str(folder / "model"),
         "clip_model.name": str(folder / "model"),
         "reference_model.layers": [1],
+        "reference_model.extra_metrics": ["vision_features"],
         "selection.fractions": [0.2, 0.3],
         "selection.methods": ["coincide", "random", "self_sup"],
         "selection.method_settings": {"el2n": {"keep": "top"}},
@@ -168,6 +169,8 @@ def test_a_dry_run_lists_what_the_table_says_for_every_setting(finished, tmp_pat
         changes = nested(name, changed_value(name, tmp_path))
         if name == "dataset.annotations":
             changes["dataset"]["images"] = "resources/mini-mix/images"
+        if name == "reference_model.extra_metrics":
+            changes["reference_model"]["sample_metrics"] = True
         code, output = finished.run("-n", config=write_config(tmp_path, name, changes))
         assert code == 0, f"{name}: {output}"
         listed = set(jobs_of(output)) & in_run
