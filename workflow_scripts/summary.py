@@ -12,6 +12,7 @@ import pandas as pd
 
 from coincide.base.files import replacing
 from coincide.base.tables import write_table
+from coincide.reporting.leaks import duplicate_lines, leak_lines
 from coincide.reporting.summary import as_text, failure_lines, read_results, relative_performance
 from coincide.selection.budget import spread_text
 
@@ -19,6 +20,12 @@ summary = relative_performance(read_results(snakemake.input.results), learned_ab
 write_table(summary, snakemake.output.parquet)
 with replacing(snakemake.output.csv) as path:
     summary.to_csv(path, index=False)
+screening = []
+if leaks := snakemake.input.get("leaks"):
+    tasks = pd.read_parquet(snakemake.input.leak_tasks)
+    screening += leak_lines(pd.read_parquet(leaks), tasks, config.dataset.leaks)
+if duplicates := snakemake.input.get("duplicates"):
+    screening += duplicate_lines(pd.read_parquet(duplicates), config.dataset.near_duplicates)
 text = as_text(
     summary,
     pd.read_parquet(snakemake.input.rejected),
@@ -31,6 +38,7 @@ text = as_text(
     report=snakemake.params.report,
     failures=failure_lines(snakemake.input.results),
     warnings=snakemake.params.demo_settings,
+    screening=screening,
     held_out=len(pd.read_parquet(snakemake.input.holdout, columns=["sample_id"])),
 )
 with replacing(snakemake.output.text) as path:

@@ -11,9 +11,23 @@ config = start(snakemake)
 import pandas as pd
 
 from coincide.dataset.formats import open_dataset
+from coincide.reporting.leaks import report_section
 from coincide.reporting.report import write_report
 
 inputs = snakemake.input
+pairs, tasks, examples, duplicates = (
+    pd.read_parquet(path) if (path := inputs.get(name)) else None
+    for name in ("leaks", "leak_tasks", "leak_examples", "duplicates")
+)
+screening = report_section(
+    pairs=pairs,
+    tasks=tasks,
+    examples=examples,
+    duplicates=duplicates,
+    manifest=pd.read_parquet(inputs.compared, columns=["source"]),
+    leaks_mode=config.dataset.leaks,
+    duplicates_mode=config.dataset.near_duplicates,
+)
 write_report(
     snakemake.output[0],
     summary=pd.read_parquet(inputs.summary),
@@ -28,4 +42,5 @@ write_report(
     benchmarks=snakemake.params.benchmarks,
     shared=snakemake.params.shared,
     settings=config.model_dump(),
+    screening=screening,
 )

@@ -40,6 +40,7 @@ def write_report(
     benchmarks: Iterable[str | Path],
     shared: Mapping[str, Sequence[str]],
     settings: Mapping[str, Any],
+    screening: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the report.
 
@@ -53,6 +54,7 @@ def write_report(
         benchmarks: folders of Snakemake's benchmark files.
         shared: folder of another run -> stages that it computed for this run as well.
         settings: the config.
+        screening: evaluation leaks and near-duplicates (`coincide.reporting.leaks.report_section`).
     """
     tasks = [task for task in summary["task"].unique() if task != AVERAGE]
     environment = Environment(loader=PackageLoader("coincide.reporting"), autoescape=select_autoescape(default=True))
@@ -68,6 +70,7 @@ def write_report(
         shared=shared,
         strips=_cluster_strips(manifest, clusters, cluster_stats, coreset, dataset, images),
         kept=len(coreset),
+        **(screening or {}),
         settings=yaml.safe_dump(settings, sort_keys=False, allow_unicode=True),
     )
     with replacing(path) as temporary:

@@ -163,6 +163,7 @@ def as_text(
     report: str,
     failures: Sequence[str] = (),
     warnings: Sequence[str] = (),
+    screening: Sequence[str] = (),
     held_out: int = 0,
 ) -> str:
     """The summary as Markdown: headline table, rejected samples, underrepresented sources, clusters, the report.
@@ -176,12 +177,14 @@ def as_text(
         report: path of the report.
         failures: result of `failure_lines`.
         warnings: lines about the config.
+        screening: lines about evaluation leaks and near-duplicates (`coincide.reporting.leaks`).
         held_out: number of samples that are held out for evaluation.
     """
     lines = ["", _headline_text(summary)]
     kept_out = f" {held_out:,} held out for evaluation." if held_out else ""
     lines += ["", f"{len(manifest):,} usable samples, {len(rejected):,} rejected.{kept_out}"]
     lines += [f"- {count:,} × {reason}" for reason, count in rejected["reason"].value_counts().items()]
+    lines += ["", *screening] if screening else []
     for (method, fraction), coreset in coresets.items():
         if len(sources := underrepresented_sources(manifest, coreset)):
             listed = ", ".join(f"{source} ({kept:.1%})" for source, kept in sources.items())
