@@ -2,10 +2,10 @@
 
     .venv/bin/python bench/leaks.py [--images 150] [--output bench/results/leaks]
 
-Copies: images of each group are changed by known amounts and searched for in the table of the originals' changes, with
-the hash alone at several distances, and as `coincide.dataset.image_hashes` does. False alarms: pairs of different images
-of the same group, which are hard cases: drawings and scanned digits that look alike, and views of the same photograph
-that overlap. Cost: processor time per image, and of the index.
+Copies: images of each group are changed by known amounts, and the originals are searched for among them, with the hash
+alone at several distances, and as `coincide.dataset.image_hashes` does, with several limits of its second comparison.
+False alarms: pairs of different images of the same group, which are hard cases: drawings and scanned digits that look
+alike, and views of one photograph that overlap. Cost: processor time per image, and of the index.
 """
 
 import io
@@ -14,6 +14,7 @@ import tempfile
 import time
 from itertools import pairwise
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -29,6 +30,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 from pictures import COPIES, WINDOW, crop, photo_views
 
 DISTANCES = (0, 4, 6, 8, 10, 12, 14)
+DIFFERENCES = (6.0, 8.0, 10.0, 12.0)  # limits of the second comparison
 CHANGES = {
     **COPIES,
     "cropped by 10%": lambda image: crop(image, 0.10),
@@ -58,53 +60,46 @@ def table(prints):
     return pd.DataFrame(rows, columns=["image", "pixels", "hash", "contrast", "small"])
 
 
-def bits(prints):
-    """(n, 8) hashes."""
-    return np.frombuffer(b"".join(one.hash for one in prints), np.uint8).reshape(len(prints), -1)
+def as_rows(values):
+    """(n, bytes per value) array."""
+    values = list(values)
+    return np.frombuffer(b"".join(values), np.uint8).reshape(len(values), -1)
 
 
 def hits(name, images):
     """One row per change: share of the images whose changed copy is found."""
     originals = [variants(image) for image in images]
     used = [i for i, prints in enumerate(originals) if not prints[0].is_flat]
+    hashes = as_rows(prints[0].hash for prints in originals)
     rows = []
     for change, function in CHANGES.items():
         changed = [fingerprint(function(image)) for image in images]
-        distances = np.bitwise_count(bits([prints[0] for prints in originals]) ^ bits(changed)).sum(axis=1)[used]
+        distances = np.bitwise_count(hashes ^ as_rows(one.hash for one in changed)).sum(axis=1)[used]
+        row = {"group": name, "change": change, "images": len(used), "flat": len(images) - len(used)}
         index = PictureIndex(table(changed))
-        found = [index.copies(originals[i]) for i in used]
-        rows.append(
-            {
-                "group": name,
-                "change": change,
-                "images": len(used),
-                "flat": len(images) - len(used),
-                "found": float(np.mean([any(copy.row == i for copy in copies) for i, copies in zip(used, found)])),
-                "others": sum(copy.row != i for i, copies in zip(used, found) for copy in copies),
-                **{f"hash_{limit}": float(np.mean(distances <= limit)) for limit in DISTANCES},
-            }
-        )
+        for limit in DIFFERENCES:
+            with mock.patch.object(image_hashes, "MAX_DIFFERENCE", limit):
+                found = [index.copies(originals[i]) for i in used]
+            is_found = [any(copy.row == i for copy in copies) for i, copies in zip(used, found)]
+            row[f"found_{limit}"] = float(np.mean(is_found))
+        rows.append(row | {f"hash_{limit}": float(np.mean(distances <= limit)) for limit in DISTANCES})
     return rows
 
 
 def pair_alarms(name, first, second):
-    """False alarms among pairs of images that are different: counts by hash, and after the second comparison."""
-    a, b = ([fingerprint(image) for image in images] for images in (first, second))
-    usable = [not (x.is_flat or y.is_flat) for x, y in zip(a, b)]
-    a, b = ([one for one, use in zip(prints, usable) if use] for prints in (a, b))
-    distances = np.bitwise_count(bits(a) ^ bits(b)).sum(axis=1)
-    small = [
-        np.frombuffer(b"".join(one.small for one in prints), np.uint8).reshape(len(prints), -1) for prints in (a, b)
-    ]
-    same = np.concatenate(
-        [is_same_picture(x, y) for x, y in zip(*(np.array_split(s, 1 + len(a) // 4096) for s in small))]
-    )
-    return {
-        "group": name,
-        "pairs": len(a),
-        **{f"hash_{limit}": int((distances <= limit).sum()) for limit in DISTANCES},
-        **{f"both_{limit}": int(((distances <= limit) & same).sum()) for limit in DISTANCES},
-    }
+    """False alarms among pairs of different images: counts by hash, and after the second comparison."""
+    prints = {id(image): fingerprint(image) for image in (*first, *second)}
+    pairs = [(prints[id(a)], prints[id(b)]) for a, b in zip(first, second)]
+    a, b = zip(*[pair for pair in pairs if not (pair[0].is_flat or pair[1].is_flat)])
+    distances = np.bitwise_count(as_rows(one.hash for one in a) ^ as_rows(one.hash for one in b)).sum(axis=1)
+    near = np.flatnonzero(distances <= MAX_DISTANCE)
+    row = {"group": name, "pairs": len(a)}
+    row |= {f"hash_{limit}": int((distances <= limit).sum()) for limit in DISTANCES}
+    small = [as_rows(images[i].small for i in near) for images in (a, b)] if len(near) else None
+    for limit in DIFFERENCES:
+        with mock.patch.object(image_hashes, "MAX_DIFFERENCE", limit):
+            row[f"found_{limit}"] = int(is_same_picture(*small).sum()) if small else 0
+    return row
 
 
 def all_pairs(name, images):
@@ -168,14 +163,17 @@ def main():
     options = arguments.parse_args()
     images = groups(options.images)
     found = [row for name, of_group in images.items() for row in hits(name, of_group)]
-    wide = pd.DataFrame(found).pivot_table(index="group", columns="change", values="found", sort=False)
+    wide = pd.DataFrame(found).pivot_table(
+        index="group", columns="change", values=f"found_{image_hashes.MAX_DIFFERENCE}", sort=False
+    )
     print(markdown_table(wide.map("{:.0%}".format).reset_index()))
     alarms = [all_pairs(name, of_group) for name, of_group in images.items()]
     alarms += [neighbours(name, step) for name, step in OVERLAPS.items()]
     print(markdown_table(pd.DataFrame(alarms)))
     figures = cost()
     print(figures)
-    write(options.output, None, limit=MAX_DISTANCE, copies=found, different=alarms, cost=figures)
+    limits = {"distance": MAX_DISTANCE, "difference": image_hashes.MAX_DIFFERENCE}
+    write(options.output, None, limits=limits, copies=found, different=alarms, cost=figures)
 
 
 if __name__ == "__main__":

@@ -37,14 +37,11 @@ MAX_DIFFERENCE = 8.0  # root mean square over the small versions, in grey levels
 MAX_DECORRELATION = 0.03  # 1 - correlation of the small versions
 FLAT_BELOW = 4.0  # grey levels; an image with less contrast is flat
 GAINS = (0.6, 1.67)  # changes of contrast that the comparison allows
-# a copy may be cropped by 5% or 10%: (left, top, right, bottom) of the part that is left
-CROPS = (
-    (0.025, 0.025, 0.975, 0.975),
-    (0.05, 0.05, 0.95, 0.95),
-    (0.0, 0.0, 0.95, 0.95),
-    (0.05, 0.0, 1.0, 0.95),
-    (0.0, 0.05, 0.95, 1.0),
-    (0.05, 0.05, 1.0, 1.0),
+# a copy may be cropped, on all sides or at a corner: (left, top, right, bottom) of the part that is left
+CROPS = tuple(
+    (left, top, left + 1 - share, top + 1 - share)
+    for share in (0.05, 0.10)
+    for left, top in [(share / 2, share / 2), (0.0, 0.0), (share, 0.0), (0.0, share), (share, share)]
 )
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 # The index divides a hash into BANDS bands of BAND_BITS bits and looks up all bands that differ in at most BAND_FLIPS
