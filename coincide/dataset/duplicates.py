@@ -84,12 +84,10 @@ def _originals(index):
     distances = np.zeros(len(index), int)
     for rows in index.rows_of.values():
         originals[rows] = rows[0]
-    for row in sorted(rows[0] for rows in index.rows_of.values()):
-        for copy in index.copies([index.fingerprint(row)]):
-            if copy.row >= row:
-                break
-            if originals[copy.row] == copy.row:
-                same_pixels = index.rows_of[index.pixels[row]]
-                originals[same_pixels], distances[same_pixels] = copy.row, copy.distance
-                break
+    distinct = np.array(sorted(rows[0] for rows in index.rows_of.values()), int)
+    for row, copies in zip(distinct, index.earlier_copies(distinct)):
+        original = next((copy for copy in copies if originals[copy.row] == copy.row), None)
+        if original is not None:
+            same_pixels = index.rows_of[index.pixels[row]]
+            originals[same_pixels], distances[same_pixels] = original.row, original.distance
     return originals, distances

@@ -11,7 +11,7 @@ The limits were chosen from the measurements of bench/leaks.py.
 
 import hashlib
 import multiprocessing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -237,11 +237,6 @@ class PictureIndex:
     def __len__(self) -> int:
         return len(self.images)
 
-    def fingerprint(self, row: int) -> Fingerprint:
-        """The fingerprint of an image of the table; all that a search needs of it."""
-        contrast = 0.0 if self.is_flat[row] else FLAT_BELOW
-        return Fingerprint(self.pixels[row], self.hashes[row].tobytes(), contrast, self.small[row].tobytes())
-
     def copies(self, prints: Sequence[Fingerprint]) -> list[Copy]:
         """Images of the table that show the same picture as an image, by row.
 
@@ -251,30 +246,40 @@ class PictureIndex:
         if prints[0].is_flat:
             return []
         found = {row: Copy(row, SAME_PIXELS, 0) for row in self.rows_of.get(prints[0].pixels, [])}
-        candidates = self._candidates([other for other in prints if not other.is_flat])
-        for other, rows, distances in candidates:
+        prints = [other for other in prints if not other.is_flat]
+        hashes = np.frombuffer(b"".join(other.hash for other in prints), np.uint8).reshape(len(prints), -1)
+        for other, (rows, distances) in zip(prints, self._candidates(hashes)):
             new = np.array([row not in found for row in rows.tolist()], bool)
             rows, distances = rows[new], distances[new]
-            if not len(rows):
-                continue
             same = is_same_picture(np.frombuffer(other.small, np.uint8)[None], self.small[rows])
             for row, distance in zip(rows[same].tolist(), distances[same].tolist()):
                 found[row] = Copy(row, SAME_PICTURE, distance, other.mirrored)
         return [found[row] for row in sorted(found)]
 
-    def _candidates(self, prints):
-        """(fingerprint, rows whose hashes differ in at most MAX_DISTANCE bits, their distances) of fingerprints."""
-        if not prints or not len(self._rows):
-            return
-        queries = np.frombuffer(b"".join(other.hash for other in prints), np.uint8).reshape(len(prints), -1)
-        limits, distances, numbers = self._index.range_search(np.ascontiguousarray(queries), MAX_DISTANCE + 1)
-        for i, other in enumerate(prints):
-            part = slice(int(limits[i]), int(limits[i + 1]))
-            order = np.lexsort((numbers[part], distances[part]))
-            rows = [self._rows[self._starts[n] : self._starts[n + 1]] for n in numbers[part][order]]
-            if rows:
-                all_distances = np.repeat(distances[part][order], [len(of_hash) for of_hash in rows]).astype(int)
-                yield other, np.concatenate(rows)[:MAX_CANDIDATES], all_distances[:MAX_CANDIDATES]
+    def earlier_copies(self, rows: NDArray[np.integer]) -> Iterator[list[Copy]]:
+        """Yield, for each of these rows, the images of earlier rows that show the same picture, by row."""
+        for start in range(0, len(rows), ROWS_PER_BATCH):
+            batch = rows[start : start + ROWS_PER_BATCH]
+            for row, (others, distances) in zip(batch.tolist(), self._candidates(self.hashes[batch])):
+                earlier = others < row
+                others, distances = others[earlier], distances[earlier]
+                same = is_same_picture(self.small[row][None], self.small[others])
+                copies = zip(others[same].tolist(), distances[same].tolist())
+                yield [Copy(other, SAME_PICTURE, distance) for other, distance in sorted(copies)]
+
+    def _candidates(self, hashes: NDArray[np.uint8]) -> list[tuple[NDArray, NDArray]]:
+        """(rows whose hashes differ in at most MAX_DISTANCE bits, their distances) for each hash."""
+        nothing = np.empty(0, int)
+        if not len(self._rows):
+            return [(nothing, nothing)] * len(hashes)
+        limits, distances, numbers = self._index.range_search(np.ascontiguousarray(hashes), MAX_DISTANCE + 1)
+        candidates = []
+        for first, end in zip(limits[:-1].tolist(), limits[1:].tolist()):
+            order = first + np.lexsort((numbers[first:end], distances[first:end]))
+            rows = [self._rows[self._starts[n] : self._starts[n + 1]] for n in numbers[order]]
+            of_rows = np.repeat(distances[order], [len(of_hash) for of_hash in rows]).astype(int)
+            candidates.append((np.concatenate([nothing, *rows])[:MAX_CANDIDATES], of_rows[:MAX_CANDIDATES]))
+        return candidates
 
 
 def is_same_picture(small: NDArray[np.uint8], others: NDArray[np.uint8]) -> NDArray[np.bool_]:

@@ -82,17 +82,19 @@ def _read(tasks, include_path, python):
     # -P: the script's folder has modules whose names other packages use
     command = [python or sys.executable, "-P", str(script)]
     command.append(json.dumps({"tasks": tasks, "include_path": include_path}))
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        try:
-            for line in process.stdout:
-                message = json.loads(line)
-                if message["kind"] == "end":
-                    return
-                yield _parse(message, process.stdout)
-        finally:
-            process.stdout.close()
-            code = process.wait()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            message = json.loads(line)
+            if message["kind"] == "end":
+                return
+            yield _parse(message, process.stdout)
+        code = process.wait()
+    finally:
+        process.kill()
+        process.stdout.close()
+        process.wait()
     raise EvaluationError(
         f"lmms-eval stopped with exit code {code} while it read the tasks {', '.join(tasks)}; its output is above"
     )
