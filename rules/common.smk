@@ -2,6 +2,8 @@
 
 ANY_RUN = next(iter(runs.configs.values()))  # for the sections that all runs share
 MODULES = ANY_RUN.modules
+# setting of the dataset -> rule that finds what it reports or drops
+SCREENINGS = {"leaks": "leaks", "near_duplicates": "duplicates"}
 
 
 def settings(stage):
@@ -86,6 +88,39 @@ def stage_output(stage, pattern, **values):
         return expanded if values else expanded[0]
 
     return paths
+
+
+def screened(name):
+    """A table of the samples that the workflow selects from, and of those that were rejected before extraction."""
+
+    def path(wildcards):
+        if runs.setting(wildcards.run, "dataset.is_screened"):
+            return stage_output("screen", f"screen/{name}")(wildcards)
+        return stage_output("manifest", f"samples/{name}")(wildcards)
+
+    return path
+
+
+def unless_ignored(setting, pattern):
+    """A table of leaks or near-duplicates, none if the run does not look for them."""
+
+    def path(wildcards):
+        if runs.setting(wildcards.run, f"dataset.{setting}") == "ignore":
+            return []
+        return stage_output(SCREENINGS[setting], pattern)(wildcards)
+
+    return path
+
+
+def if_dropped(setting, pattern):
+    """A table of leaks or near-duplicates, none if the run does not drop them."""
+
+    def path(wildcards):
+        if runs.setting(wildcards.run, f"dataset.{setting}") != "drop":
+            return []
+        return stage_output(SCREENINGS[setting], pattern)(wildcards)
+
+    return path
 
 
 def coreset_of_training(wildcards):
@@ -258,12 +293,6 @@ def model_files(section):
         return [ancient(name)] if os.path.isdir(name) else []
 
     return files
-
-
-def tasks_of(run):
-    """All tasks of a run's evaluation."""
-    groups = runs.setting(run, "evaluation.groups")
-    return [task for group in groups for task in group.tasks]
 
 
 def held_out_questions(wildcards):

@@ -22,6 +22,41 @@ rule holdout_questions:
         "../workflow_scripts/holdout_questions.py"
 
 
+rule leaks:
+    input:
+        annotations=annotation_files,
+        images=image_folders,
+        manifest=stage_output("manifest", "samples/manifest.parquet"),
+        hashes=stage_output("image_hashes", "image_hashes.parquet"),
+        questions=lambda wildcards: question_folders(runs.all_tasks(wildcards.run)),
+        holdout=lambda wildcards: (
+            stage_output("holdout_questions", "holdout")(wildcards)
+            if HOLDOUT in runs.all_tasks(wildcards.run)
+            else []
+        ),
+    output:
+        pairs="results/{run}/leaks.parquet",
+        tasks="results/{run}/leaks/tasks.parquet",
+        examples="results/{run}/leaks/examples.parquet",
+        text="results/{run}/leaks/leaks.md",
+    log:
+        "results/{run}/logs/leaks.log",
+    benchmark:
+        "results/{run}/benchmarks/leaks.tsv"
+    conda:
+        "../envs/evaluation.yaml"
+    envmodules:
+        *MODULES.evaluation,
+    threads: job_threads("leaks")
+    resources:
+        **job_needs("leaks"),
+    params:
+        **settings("leaks"),
+        tasks=lambda wildcards: runs.all_tasks(wildcards.run),
+    script:
+        "../workflow_scripts/leaks.py"
+
+
 rule evaluate_model:
     input:
         preflight=checked,

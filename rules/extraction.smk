@@ -33,8 +33,8 @@ rule activations:
 
 rule merge:
     input:
-        manifest=stage_output("manifest", "samples/manifest.parquet"),
-        rejected=stage_output("manifest", "samples/rejected.parquet"),
+        manifest=screened("manifest.parquet"),
+        rejected=screened("rejected.parquet"),
         shards=stage_output(
             "activations", "activations/shard-{shard}.parquet", shard=shards
         ),

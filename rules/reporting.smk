@@ -11,6 +11,9 @@ rule summary:
         clusters=stage_output("clusters", "clusters.parquet"),
         earlier=earlier_clusters("clusters.parquet"),
         coresets=lambda wildcards: coresets(wildcards.run, "coreset.parquet"),
+        leaks=unless_ignored("leaks", "leaks.parquet"),
+        leak_tasks=unless_ignored("leaks", "leaks/tasks.parquet"),
+        duplicates=unless_ignored("near_duplicates", "duplicates.parquet"),
     output:
         parquet="results/{run}/summary.parquet",
         csv=report(
@@ -104,6 +107,11 @@ rule write_report:
         budgets="results/{run}/figures/budgets.svg",
         sources="results/{run}/figures/sources.svg",
         similarity="results/{run}/figures/similarity.svg",
+        leaks=unless_ignored("leaks", "leaks.parquet"),
+        leak_tasks=unless_ignored("leaks", "leaks/tasks.parquet"),
+        leak_examples=unless_ignored("leaks", "leaks/examples.parquet"),
+        duplicates=unless_ignored("near_duplicates", "duplicates.parquet"),
+        compared=stage_output("manifest", "samples/manifest.parquet"),
     output:
         report(
             "results/{run}/report.html",

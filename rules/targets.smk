@@ -67,7 +67,7 @@ rule estimate_cost:
         images=image_folders,
         model=model_files("reference_model"),
         target=model_files("target_model"),
-        questions=lambda wildcards: question_folders(tasks_of(wildcards.run)),
+        questions=lambda wildcards: question_folders(runs.all_tasks(wildcards.run)),
     output:
         "results/{run}/estimate.md",
     log:
@@ -85,6 +85,6 @@ rule estimate_cost:
         **settings("estimate_cost"),
         samples=256,
         selections=lambda wildcards: selections(wildcards.run),
-        tasks=lambda wildcards: tasks_of(wildcards.run),
+        tasks=lambda wildcards: runs.all_tasks(wildcards.run),
     script:
         "../workflow_scripts/estimate_cost.py"

@@ -12,6 +12,7 @@ import pandas as pd
 
 from coincide.base.files import replacing
 from coincide.base.tables import write_table
+from coincide.reporting.leaks import duplicate_lines, leak_lines
 from coincide.reporting.summary import (
     as_text,
     constraint_table,
@@ -37,6 +38,12 @@ if snakemake.input.earlier:
     similarity = ["sample_id", "similarity"]
     paths = (snakemake.input.earlier[0], snakemake.input.clusters)
     clusters.append(fit_text(*(pd.read_parquet(path, columns=similarity) for path in paths)))
+screening = []
+if leaks := snakemake.input.get("leaks"):
+    tasks = pd.read_parquet(snakemake.input.leak_tasks)
+    screening += leak_lines(pd.read_parquet(leaks), tasks, config.dataset.leaks)
+if duplicates := snakemake.input.get("duplicates"):
+    screening += duplicate_lines(pd.read_parquet(duplicates), config.dataset.near_duplicates)
 text = as_text(
     summary,
     pd.read_parquet(snakemake.input.rejected),
@@ -47,6 +54,7 @@ text = as_text(
     failures=failure_lines(snakemake.input.results),
     warnings=snakemake.params.demo_settings,
     constraints=constraint_table(constraints, manifest, coresets) if constraints.is_set else None,
+    screening=screening,
     held_out=len(pd.read_parquet(snakemake.input.holdout, columns=["sample_id"])),
 )
 with replacing(snakemake.output.text) as path:

@@ -11,6 +11,7 @@ config = start(snakemake)
 import pandas as pd
 
 from coincide.dataset.formats import open_dataset
+from coincide.reporting.leaks import report_section
 from coincide.reporting.report import write_report
 from coincide.reporting.summary import constraint_table
 from coincide.reporting.visual_necessity import read_visual_necessity
@@ -22,6 +23,19 @@ coresets = {
     selection: pd.read_parquet(path, columns=["sample_id"])
     for selection, path in zip(snakemake.params.selections, inputs.coresets)
 }
+pairs, tasks, examples, duplicates = (
+    pd.read_parquet(path) if (path := inputs.get(name)) else None
+    for name in ("leaks", "leak_tasks", "leak_examples", "duplicates")
+)
+screening = report_section(
+    pairs=pairs,
+    tasks=tasks,
+    examples=examples,
+    duplicates=duplicates,
+    manifest=pd.read_parquet(inputs.compared, columns=["source"]),
+    leaks_mode=config.dataset.leaks,
+    duplicates_mode=config.dataset.near_duplicates,
+)
 write_report(
     snakemake.output[0],
     summary=pd.read_parquet(inputs.summary),
@@ -38,4 +52,5 @@ write_report(
     settings=config.model_dump(),
     constraints=constraint_table(constraints, manifest, coresets) if constraints.is_set else None,
     necessity=read_visual_necessity(inputs.sample_metrics, manifest, dataset),
+    screening=screening,
 )

@@ -189,9 +189,9 @@ class Dataset(Section):
     follow_links: StrictBool = setting(
         True,
         "follow links in the images folder that lead out of it; false: reject the samples of such images",
-        stages=("manifest", "holdout_questions"),
+        stages=("manifest", "holdout_questions", "image_hashes", "leaks"),
     )
-    shards: Count = setting(1, "number of extraction jobs", stages=("manifest", "shards"))
+    shards: Count = setting(1, "number of extraction jobs", stages=("manifest", "screen", "shards"))
     max_rejected: Share = setting(
         0.01, "the run stops when more than this share of the samples is rejected", operational=True
     )
@@ -201,12 +201,29 @@ class Dataset(Section):
     decode_images: StrictBool = setting(
         True, "decode every image before any model runs, which finds truncated files; false: only check that they exist"
     )
+    leaks: Literal["report", "drop", "ignore"] = setting(
+        "report",
+        "samples that show the evaluation's images or ask its questions (docs/leaks.md): report them, drop them, or do "
+        "not look for them",
+        stages=("screen", "summary"),
+    )
+    near_duplicates: Literal["report", "drop", "ignore"] = setting(
+        "report",
+        "samples that repeat the pictures and the text of an earlier one: report them, drop them, or do not look for "
+        "them",
+        stages=("screen", "summary"),
+    )
 
     @model_validator(mode="after")
     def _images_beside_annotations(self):
         if self.images is None:
             self.images = common_folder(self.annotations)
         return self
+
+    @property
+    def is_screened(self) -> bool:
+        """Whether usable samples are dropped from the dataset."""
+        return "drop" in (self.leaks, self.near_duplicates)
 
     @property
     def image_folders(self) -> list[str]:
@@ -648,7 +665,9 @@ class Evaluation(Section):
         "ask; samples of one image stay together",
         stages=("manifest",),
     )
-    include_path: StrictStr | None = setting(None, "folder of task files in addition to those of lmms-eval")
+    include_path: StrictStr | None = setting(
+        None, "folder of task files in addition to those of lmms-eval", stages=("evaluate_model", "leaks")
+    )
     backend: StrictStr = setting(
         "coincide",
         "model class of lmms-eval: coincide, which evaluates every family as it was trained, or one that it ships",
@@ -659,7 +678,9 @@ class Evaluation(Section):
         "and dtype that known classes get",
     )
     python: StrictStr | None = setting(
-        None, "Python of another environment that has lmms-eval; null: the workflow's environment"
+        None,
+        "Python of another environment that has lmms-eval; null: the workflow's environment",
+        stages=("evaluate_model", "leaks"),
     )
     batch_size: Count = setting(32, "questions per batch", operational=True)
     device: Device = setting("auto", "auto: the GPU if there is one", operational=True)

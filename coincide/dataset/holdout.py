@@ -4,7 +4,7 @@ import hashlib
 
 import pandas as pd
 
-from coincide.dataset.shard_assignment import assign_shards
+from coincide.dataset.shard_assignment import reassign_shards
 
 DIGEST_BYTES = 8
 
@@ -28,10 +28,8 @@ def hold_out(manifest: pd.DataFrame, share: float, shards: int) -> tuple[pd.Data
     is_held_out = (keys.map(_position) < share).to_numpy(bool)
     if not is_held_out.any():
         return manifest, manifest.iloc[:0]
-    rest = manifest[~is_held_out].sort_values("position")
-    # the manifest keeps the first image only; samples that share it stay in one shard
-    rest = assign_shards(rest.assign(images=rest["image"]), shards)[list(manifest.columns)]
-    return rest.astype(manifest.dtypes.to_dict()), manifest[is_held_out].sort_values("position").reset_index(drop=True)
+    held_out = manifest[is_held_out].sort_values("position").reset_index(drop=True)
+    return reassign_shards(manifest[~is_held_out], shards), held_out
 
 
 def _position(key):

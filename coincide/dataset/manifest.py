@@ -14,7 +14,7 @@ from coincide.base.sections import Dataset
 from coincide.dataset.dataset_format import DatasetError
 from coincide.dataset.images import ImageError, ImageFolders, check_image_header, open_image
 from coincide.dataset.record_checks import Rejection, check_record
-from coincide.dataset.samples import Reason, RejectedSample, rejected_table
+from coincide.dataset.samples import DROPPED, Reason, RejectedSample, rejected_table
 from coincide.dataset.shard_assignment import assign_shards
 
 MANIFEST_COLUMNS = {
@@ -100,7 +100,7 @@ def check_manifest(
 
 
 def check_rejected(rejected: pd.DataFrame, total: int, max_rejected: float, *, rejected_path: str = "") -> None:
-    """Stop the run if too many samples were rejected.
+    """Stop the run if too many samples were rejected; those that the config drops (DROPPED) do not count.
 
     Args:
         rejected: table of the rejected samples.
@@ -111,6 +111,7 @@ def check_rejected(rejected: pd.DataFrame, total: int, max_rejected: float, *, r
     Raises:
         DatasetError: with every reason, and up to three examples of each.
     """
+    rejected = rejected[~rejected["reason"].isin(DROPPED)]
     if not total or len(rejected) / total <= max_rejected:
         return
     lines = [

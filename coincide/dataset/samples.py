@@ -30,6 +30,11 @@ class Reason(StrEnum):
     REFUSED_IMAGE = "image refused by the model"
     TOO_LONG = "too long"
     NON_FINITE_ACTIVATION = "non-finite activation"
+    EVALUATION_LEAK = "evaluation leak"
+    NEAR_DUPLICATE = "near-duplicate"
+
+
+DROPPED = (Reason.EVALUATION_LEAK, Reason.NEAR_DUPLICATE)  # usable samples that the config drops
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,23 @@ def assign_shards(samples: pd.DataFrame, shards: int) -> pd.DataFrame:
     return samples.assign(shard=group_shards[groups]).iloc[order].reset_index(drop=True)
 
 
+def reassign_shards(manifest: pd.DataFrame, shards: int) -> pd.DataFrame:
+    """Assign the samples that are left of a manifest to shards anew.
+
+    The manifest keeps the first image of a sample only; samples that share it stay in one shard.
+
+    Args:
+        manifest: rows of a manifest.
+        shards: number of shards.
+
+    Returns:
+        a manifest with the same columns and dtypes.
+    """
+    rest = manifest.sort_values("position")
+    rest = assign_shards(rest.assign(images=rest["image"]), shards)[list(manifest.columns)]
+    return rest.astype(manifest.dtypes.to_dict())
+
+
 def _split_by_cost(costs, shards):
     """(G,) shard of each group, ascending: the shard that the middle of the group falls into.
 

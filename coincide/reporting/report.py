@@ -43,6 +43,7 @@ def write_report(
     settings: Mapping[str, Any],
     constraints: pd.DataFrame | None = None,
     necessity: VisualNecessity | None = None,
+    screening: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the report.
 
@@ -58,6 +59,7 @@ def write_report(
         settings: the config.
         constraints: table of `coincide.reporting.summary.constraint_table`; None: there are none.
         necessity: of `coincide.reporting.visual_necessity`; None: the report has no such section.
+        screening: evaluation leaks and near-duplicates (`coincide.reporting.leaks.report_section`).
     """
     tasks = [task for task in summary["task"].unique() if task != AVERAGE]
     environment = Environment(loader=PackageLoader("coincide.reporting"), autoescape=select_autoescape(default=True))
@@ -75,6 +77,7 @@ def write_report(
         kept=len(coreset),
         constraints=None if constraints is None else constraints.to_dict("split"),
         necessity=necessity,
+        **(screening or {}),
         settings=yaml.safe_dump(settings, sort_keys=False, allow_unicode=True),
     )
     with replacing(path) as temporary:

@@ -209,6 +209,7 @@ def as_text(
     report: str,
     failures: Sequence[str] = (),
     warnings: Sequence[str] = (),
+    screening: Sequence[str] = (),
     held_out: int = 0,
     constraints: pd.DataFrame | None = None,
 ) -> str:
@@ -223,6 +224,7 @@ def as_text(
         report: path of the report.
         failures: result of `failure_lines`.
         warnings: lines about the config.
+        screening: lines about evaluation leaks and near-duplicates (`coincide.reporting.leaks`).
         held_out: number of samples that are held out for evaluation.
         constraints: table of `constraint_table`; None: there are none.
     """
@@ -232,6 +234,7 @@ def as_text(
     lines += [f"- {count:,} × {reason}" for reason, count in rejected["reason"].value_counts().items()]
     if constraints is not None:
         lines += ["", "Constraints, in samples:", "", markdown_table(constraints)]
+    lines += ["", *screening] if screening else []
     for (method, fraction), coreset in coresets.items():
         if len(sources := underrepresented_sources(manifest, coreset)):
             listed = ", ".join(f"{source} ({kept:.1%})" for source, kept in sources.items())

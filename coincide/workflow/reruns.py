@@ -20,16 +20,17 @@ OTHER_RULES = {
     "cluster_stats": ("shares", "budget"),
     "coreset_dataset": (CORESET, "merge"),
     "export_coreset": ("coreset_json",),
-    "summary": ("evaluate_model", "merge", "clusters", "shares", CORESET),
+    "summary": ("evaluate_model", "merge", "clusters", "shares", "leaks", "duplicates", CORESET),
     "figures": ("summary", "cluster_stats", "clusters", "merge", CORESET),
-    "write_report": ("summary", "merge", "clusters", "cluster_stats", "figures", CORESET),
+    "write_report": ("summary", "merge", "clusters", "cluster_stats", "figures", "leaks", "duplicates", CORESET),
 }
 CONTENT_KEYED = ("finetune_model", "evaluate_model")  # they rerun only if the coreset has another content
-# what only some methods, budgets and tasks need
-OPTIONAL = ("clip_scores", "difficulty", "check_transfer", "holdout_questions")
+# what only some methods, budgets, tasks and settings need
+OPTIONAL = ("clip_scores", "difficulty", "check_transfer", "holdout_questions", "screen")
 # columns of the table
 COLUMNS = {
-    "dataset": ("manifest", "shards", "holdout_questions"),
+    "dataset": ("manifest", "shards", "holdout_questions", "screen"),
+    "leaks": ("image_hashes", "leaks", "duplicates"),
     "activations": ("activations", "merge"),
     "clusters": ("clusters",),
     "transfer check": ("check_transfer",),
@@ -49,12 +50,23 @@ COLUMNS = {
     "evaluations": ("evaluate_model",),
     "report": ("summary", "figures", "write_report"),
 }
-# What changes when a path does, and which jobs the entries of an expanded setting have. The first rules of each.
+# What changes when a path does, or what chooses the manifest that rules read, and which jobs the entries of an expanded
+# setting have. The first rules of each.
 READERS = {
     "dataset.annotations": ("manifest",),
     "dataset.extends": ("activations",),
     "clustering.centroids": ("clusters",),
-    "dataset.images": ("manifest", "activations", "clip_scores", "difficulty", "finetune_model"),
+    "dataset.images": (
+        "manifest",
+        "image_hashes",
+        "leaks",
+        "activations",
+        "clip_scores",
+        "difficulty",
+        "finetune_model",
+    ),
+    "dataset.leaks": ("shards", "merge", "summary"),
+    "dataset.near_duplicates": ("shards", "merge", "summary"),
 }
 EXPANDED = {
     "selection.fractions": ("budget", "picks", "coincide_coreset", "method_coreset"),
@@ -63,7 +75,7 @@ EXPANDED = {
     "target_model.label": ("finetune_model",),
     "target_model.seeds": ("finetune_model",),
     "target_model.full": ("full_coreset",),
-    "evaluation.groups": ("evaluate_model",),
+    "evaluation.groups": ("evaluate_model", "leaks"),
 }
 BEGIN, END = "<!-- table: written by make schema -->", "<!-- end of the table -->"
 
@@ -79,8 +91,7 @@ def dependents(rules: tuple[str, ...], *, any_method: bool = True) -> set[str]:
     if any_method:
         graph["method_coreset"] = (*graph["method_coreset"], "clip_scores", "difficulty")
     else:
-        for name in ("shares", "evaluate_model"):
-            graph[name] = tuple(rule for rule in graph[name] if rule not in OPTIONAL)
+        graph = {name: tuple(rule for rule in parents if rule not in OPTIONAL) for name, parents in graph.items()}
     coresets = {*CORESET_STAGES.values(), "method_coreset"}
     reached: set[str] = set()
     to_visit = list(rules)
@@ -170,8 +181,11 @@ def _names(names):
 def _cell(rules, certain, if_changed, for_all, kind):
     if not rules & (certain | if_changed):
         return ""
-    symbol = "+" if kind == "expanded" else "●" if rules & certain else "○"
-    return symbol if rules & for_all else f"({symbol})"
+    is_for_all = rules & for_all
+    # where leaks of the evaluation are dropped, a new task changes the samples, and so all that depends on them
+    is_changed_by_screen = "leaks" in certain and not is_for_all
+    symbol = "+" if kind == "expanded" and not is_changed_by_screen else "●" if rules & certain else "○"
+    return symbol if is_for_all else f"({symbol})"
 
 
 def with_table(page: str) -> str:

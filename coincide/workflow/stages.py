@@ -17,10 +17,14 @@ PREFLIGHT = "preflight"  # the check before the first job, on whose results no r
 # stage -> stages whose results it reads
 STAGES: dict[str, tuple[str, ...]] = {
     "manifest": (),
-    "shards": ("manifest",),
     "holdout_questions": ("manifest",),
+    "image_hashes": ("manifest",),
+    "leaks": ("manifest", "image_hashes", "holdout_questions"),
+    "duplicates": ("manifest", "image_hashes"),
+    "screen": ("manifest", "leaks", "duplicates"),
+    "shards": ("manifest", "screen"),
     "activations": ("shards",),
-    "merge": ("manifest", "activations"),
+    "merge": ("manifest", "screen", "activations"),
     "clusters": ("merge",),
     "transferability": ("clusters",),
     "density": ("clusters",),
@@ -45,8 +49,12 @@ VERSIONS = {
     "tiny_model": 1,
     "converted_model": 1,
     "manifest": 2,
-    "shards": 1,
     "holdout_questions": 1,
+    "image_hashes": 1,
+    "leaks": 1,
+    "duplicates": 1,
+    "screen": 1,
+    "shards": 1,
     "activations": 1,
     "merge": 1,
     "clusters": 1,
@@ -130,6 +138,10 @@ class Runs:
             value = getattr(value, key)
         return value
 
+    def all_tasks(self, run: str) -> list[str]:
+        """Tasks of all evaluation groups of a run, each once."""
+        return list(dict.fromkeys(task for group in self.configs[run].evaluation.groups for task in group.tasks))
+
     def method_settings(self, run: str, method: str) -> dict[str, Any]:
         """Settings of a baseline (`coincide.methods`) in a run, including defaults."""
         return methods.settings(method, self.configs[run].selection.method_settings.get(method, {}))
@@ -165,7 +177,8 @@ class Runs:
         """Stages that other runs compute for a run: dict of folder -> stages, as "stage" or "stage (method)"."""
         shared: dict[str, list[str]] = {}
         groups = [group.name for group in self.configs[run].evaluation.groups]
-        needed = {method: _with_ancestors("evaluate_model", method) for method in self.methods(run)}
+        screened = self.configs[run].dataset.is_screened
+        needed = {method: _with_ancestors("evaluate_model", method, screened) for method in self.methods(run)}
         for stage in STAGES:
             for method in [method for method, stages in needed.items() if stage in stages]:
                 label = f"{stage} ({method})" if _has_method(stage) else stage
@@ -193,20 +206,26 @@ class Runs:
             values.append(config.target_model.label)  # the label is in the path of the model
         if stage == "evaluate_model":
             values.append(self.tasks(run, group))
-        return values, [self._dependencies(run, parent, method, group) for parent in _parents(stage, method)]
+        if stage == "leaks":
+            values.append(self.all_tasks(run))
+        parents = _parents(stage, method, config.dataset.is_screened)
+        return values, [self._dependencies(run, parent, method, group) for parent in parents]
 
 
-def _parents(stage, method):
-    """The stages whose results a stage reads, for a method."""
+def _parents(stage, method, screened):
+    """The stages whose results a stage reads, for a method; `screen` only if samples are dropped."""
     parents = [coreset_stage(method) if parent == CORESET else parent for parent in STAGES[stage]]
+    if not screened:
+        parents = [parent for parent in parents if parent != "screen"]
     if stage == "method_coreset":  # only artefacts that are stages: merge writes the sample metrics
         parents += [artefact for artefact in methods.needs(method) if artefact in STAGES]
     return parents
 
 
-def _with_ancestors(stage, method):
+def _with_ancestors(stage, method, screened):
     """A stage and, transitively, all stages whose results it reads, for a method."""
-    return {stage}.union(*(_with_ancestors(parent, method) for parent in _parents(stage, method)))
+    parents = _parents(stage, method, screened)
+    return {stage}.union(*(_with_ancestors(parent, method, screened) for parent in parents))
 
 
 def _has_method(stage):

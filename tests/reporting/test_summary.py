@@ -9,10 +9,13 @@ from conftest import make_record
 from PIL import Image
 
 from coincide.base.sections import Constraints, Dataset
+from coincide.dataset.duplicates import DUPLICATE_COLUMNS
 from coincide.dataset.formats import open_dataset
 from coincide.dataset.manifest import build_manifest
 from coincide.dataset.samples import Reason, RejectedSample, rejected_table
+from coincide.evaluation.leaks import EXAMPLE_COLUMNS, LEAK_COLUMNS, TASK_COLUMNS
 from coincide.reporting import figures
+from coincide.reporting.leaks import report_section
 from coincide.reporting.report import stage_times, write_report
 from coincide.reporting.summary import (
     as_text,
@@ -183,6 +186,23 @@ def test_how_well_new_samples_fit_the_clusters_of_a_finished_run():
     assert "0 of 101 samples are new; 0.0%" in fit_text(earlier, earlier)
 
 
+def screening_section(text):
+    """The section about leaks and near-duplicates, with a text wherever the dataset and the tasks have one."""
+    pairs = pd.DataFrame([(text, 3, text, text, text, "same picture", 4, True, False, 1)], columns=list(LEAK_COLUMNS))
+    tasks = pd.DataFrame([(text, 9, 9, 1, False, text)], columns=list(TASK_COLUMNS))
+    example = (text, 3, text, "same picture", 4, True, text, text, b"", None)
+    duplicates = pd.DataFrame([(text, text, text, text, "same pixels", 0, text)], columns=list(DUPLICATE_COLUMNS))
+    return report_section(
+        pairs=pairs,
+        tasks=tasks,
+        examples=pd.DataFrame([example], columns=list(EXAMPLE_COLUMNS)),
+        duplicates=duplicates,
+        manifest=pd.DataFrame({"source": [text] * 2}),
+        leaks_mode="report",
+        duplicates_mode="drop",
+    )
+
+
 def test_the_report_escapes_dataset_text_and_needs_no_network(summary, tmp_path):
     (tmp_path / "folder").mkdir()
     records = [make_record(i, image=i % 2 == 0) for i in range(20)]
@@ -234,10 +254,12 @@ def test_the_report_escapes_dataset_text_and_needs_no_network(summary, tmp_path)
             ),
             text_only=1234,
         ),
+        screening=screening_section(script),
     )  # fmt: skip
     page = (tmp_path / "report.html").read_text()
     assert "<script" not in page
     assert "onerror=alert(1)>" not in page
+    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;, document 3: same picture, 4 bits apart, mirrored") == 1
     assert "&lt;script&gt;" in page
     assert "src=http" not in page.replace('"', "")
     assert "87.5%" in page

@@ -98,6 +98,8 @@ WHOLE_CONFIG = {"write_report", "estimate_cost", "preflight"}
 # settings that a script is handed with a section, but that its stage does not use for its results
 NOT_USED = {
     ("manifest", "clustering.k"),
+    ("manifest", "dataset.leaks"),
+    ("manifest", "dataset.near_duplicates"),
     ("evaluate_model", "evaluation.learned_above"),
     ("evaluate_model", "evaluation.holdout"),
 }

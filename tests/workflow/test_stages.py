@@ -79,6 +79,22 @@ def test_stages_that_a_setting_does_not_change_are_shared_per_method():
     assert "activations" in operational.shared("b")["results/a"]
 
 
+def test_samples_depend_on_the_tasks_of_the_evaluation_only_where_leaks_are_dropped():
+    other_tasks = {"groups": [{"name": "mini_mix", "tasks": ["mini_mix_counting"]}]}
+    for leaks, folder in (("report", "results/a"), ("drop", "results/b"), ("ignore", "results/a")):
+        dataset = {"leaks": leaks}
+        runs = make_runs({"run": "a", "dataset": dataset}, {"run": "b", "dataset": dataset, "evaluation": other_tasks})
+        assert runs.folder("b", "leaks") == "results/b"
+        assert {runs.folder("b", stage) for stage in ("shards", "activations", "merge", "clusters")} == {folder}
+        assert runs.folder("b", "image_hashes") == "results/a"
+    modes = make_runs({"run": "a"}, {"run": "b", "dataset": {"leaks": "drop"}})
+    assert modes.folder("b", "leaks") == "results/a"
+    assert modes.folder("b", "shards") == "results/b"
+    assert {"image_hashes", "leaks", "duplicates"} < set(modes.shared("b")["results/a"])
+    reported = make_runs({"run": "a"}, {"run": "b"}).shared("b")["results/a"]
+    assert not {"leaks", "screen"} & set(reported)  # no result of the run depends on them
+
+
 def test_one_message_lists_the_wrong_keys_of_all_runs():
     with pytest.raises(ConfigError) as error:
         make_runs(
