@@ -40,6 +40,7 @@ from coincide.workflow.lock import hold_run
 from coincide.workflow.overlay import check_runs, with_types
 from coincide.workflow.plan import finish_plans, write_plans
 from coincide.workflow.recheck import repeat_checks
+from coincide.workflow.reruns import CONTENT_KEYED
 from coincide.workflow.slurm import cancel_orphans
 from coincide.workflow.stages import (
     CORESET,

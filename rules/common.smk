@@ -4,6 +4,7 @@ ANY_RUN = next(iter(runs.configs.values()))  # for the sections that all runs sh
 MODULES = ANY_RUN.modules
 # setting of the dataset -> rule that finds what it reports or drops
 SCREENINGS = {"leaks": "leaks", "near_duplicates": "duplicates"}
+FULL_DATA = ("full", "1")  # method and fraction of the coreset that is the full data
 
 
 def settings(stage):
@@ -58,12 +59,21 @@ def coreset_digest(wildcards):
 
     As an input of a job, it makes Snakemake decide again, once the coreset is written, whether the job has to run.
     """
-    folder = runs.folder(wildcards.run, "coreset_json", method=wildcards.method)
-    run = os.path.basename(folder)
+    return written_digest(wildcards.run, wildcards.method, wildcards.fraction)
+
+
+def full_data_digest(wildcards):
+    """As `coreset_digest`, of the full data."""
+    return written_digest(wildcards.run, *FULL_DATA)
+
+
+def written_digest(run, method, fraction):
+    """The digest of a coreset.json that is written; Snakemake asks again after the job that writes it."""
+    folder = runs.folder(run, "coreset_json", method=method)
     checkpoints.coreset_json.get(
-        run=run, method=wildcards.method, fraction=wildcards.fraction
+        run=os.path.basename(folder), method=method, fraction=fraction
     )
-    coreset = f"{folder}/coresets/{wildcards.method}/{wildcards.fraction}/coreset"
+    coreset = f"{folder}/coresets/{method}/{fraction}/coreset"
     digest = f"{coreset}.sha256"
     return digest if os.path.exists(digest) else f"{coreset}.json"
 
@@ -246,11 +256,17 @@ def premise_check(wildcards):
     )
 
 
-def full_coreset(name):
-    """A file of the full data's coreset."""
-    return lambda wildcards: (
-        f"{runs.folder(wildcards.run, 'coreset_json', method='full')}/coresets/full/1/{name}"
-    )
+def full_data(wildcards):
+    """The full data's coreset.json without its modification time, as `coreset_of_training`."""
+    full_data_digest(wildcards)
+    method, fraction = FULL_DATA
+    folder = runs.folder(wildcards.run, "coreset_json", method=method)
+    return ancient(f"{folder}/coresets/{method}/{fraction}/coreset.json")
+
+
+def manifest_of_full_data(wildcards):
+    """The manifest without its modification time: its samples are those of the full data."""
+    return ancient(stage_output("merge", "manifest.parquet")(wildcards))
 
 
 def coreset_datasets(run):
@@ -424,7 +440,7 @@ planned_results = set()  # (rule, output) of the trainings and evaluations of th
 
 def training_jobs():
     """Trainings and evaluations that are planned; those whose coreset stays the same are not necessary."""
-    rules = ("finetune_model", "evaluate_model")
+    rules = CONTENT_KEYED
     return [job for job in workflow.dag.needrun_jobs() if job.rule.name in rules]
 
 

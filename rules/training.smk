@@ -31,8 +31,9 @@ rule finetune_model:
 rule difficulty:
     input:
         preflight=checked,
-        manifest=stage_output("merge", "manifest.parquet"),
-        records=full_coreset("coreset.json"),
+        manifest=manifest_of_full_data,
+        records=full_data,
+        digest=full_data_digest,
         clip_scores=stage_output(
             "clip_scores", "clip_scores/shard-{shard}.parquet", shard=shards
         ),
@@ -54,6 +55,7 @@ rule difficulty:
         **job_needs("difficulty"),
     params:
         **settings("difficulty"),
+        manifest=VERSIONS["manifest"],  # the ids of samples
         checkpoints="results/{run}/checkpoints/difficulty",
     script:
         "../workflow_scripts/difficulty.py"

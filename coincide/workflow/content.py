@@ -139,9 +139,13 @@ def kept_text(planned: Iterable[tuple[str, str]], executed: Iterable[str]) -> st
     """
     executed = set(executed)
     counts = []
-    for rule, noun in (("finetune_model", "models"), ("evaluate_model", "evaluations")):
+    nouns = {"finetune_model": "models", "evaluate_model": "evaluations", "difficulty": "measurements of difficulty"}
+    for rule, noun in nouns.items():
         outputs = [output for name, output in planned if name == rule]
         kept = len(set(outputs) - executed)
         if kept:
             counts.append(f"{kept} of {len(outputs)} {noun}")
-    return f"kept {' and '.join(counts)}: their coresets have the same content as before" if counts else None
+    if not counts:
+        return None
+    listed = " and ".join([*[", ".join(counts[:-1])] * bool(counts[1:]), counts[-1]])
+    return f"kept {listed}: their coresets have the same content as before"

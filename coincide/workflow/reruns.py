@@ -24,7 +24,8 @@ OTHER_RULES = {
     "figures": ("summary", "cluster_stats", "clusters", "merge", CORESET),
     "write_report": ("summary", "merge", "clusters", "cluster_stats", "figures", "leaks", "duplicates", CORESET),
 }
-CONTENT_KEYED = ("finetune_model", "evaluate_model")  # they rerun only if the coreset has another content
+# They rerun only if the coreset has another content; difficulty, which trains on the full data, that of the full data
+CONTENT_KEYED = ("finetune_model", "evaluate_model", "difficulty")
 # what only some methods, budgets, tasks and settings need
 OPTIONAL = ("clip_scores", "difficulty", "check_transfer", "holdout_questions", "screen")
 # columns of the table
@@ -142,10 +143,13 @@ def reruns(dotted: str) -> tuple[set[str], set[str]]:
     """
     rules = _all_settings()[dotted]
     affected = dependents(rules)
-    beyond_coreset = {rule for rule in CONTENT_KEYED if rule in affected} - dependents(
-        tuple(rule for rule in rules if rule in CONTENT_KEYED)
-    )
-    return affected - beyond_coreset, beyond_coreset
+    changed = {rule for rule in rules if rule in CONTENT_KEYED}
+    if "clip_scores" in affected:  # difficulty reads them, too
+        changed.add("difficulty")
+    # what reads the difficulty is a coreset, whose content decides again
+    in_any_case = changed | dependents(tuple(changed - {"difficulty"}))
+    if_changed = affected & set(CONTENT_KEYED) - in_any_case
+    return affected - if_changed, if_changed
 
 
 def table() -> str:

@@ -224,6 +224,29 @@ def test_models_are_kept_when_their_coresets_stay_the_same(finished, tmp_path):
 
 
 @pytest.mark.workflow
+def test_difficulty_is_kept_when_the_full_data_stays_the_same(finished, tmp_path):
+    workplace = copy_of(finished, tmp_path / "copy")
+    changes = {"selection": {"methods": ["self_filter"]}, "target_model": {"training": {"epochs": 1}}}
+    target = f"{RUN}/difficulty.parquet"
+    code, output = workplace.run(target, config=write_config(tmp_path, "difficulty", changes))
+    assert code == 0, output
+    assert jobs_of(output)["difficulty"] == 1
+    time = (workplace / target).stat().st_mtime_ns
+    changes["reference_model"] = {"layers": [1]}
+    code, output = workplace.run(target, config=write_config(tmp_path, "changed", changes))
+    assert code == 0, output
+    jobs = jobs_of(output)
+    assert (jobs["activations"], jobs["coreset_json"]) == (2, 1)
+    assert not {"clip_scores", "difficulty"} & set(jobs)
+    assert (workplace / target).stat().st_mtime_ns == time
+    assert "kept 1 of 1 measurements of difficulty" in output
+    # what is measured depends on the embeddings, too
+    changes["clip_model"] = {"dtype": "bfloat16"}
+    code, output = workplace.run(target, "-n", config=write_config(tmp_path, "clip", changes))
+    assert {"clip_scores", "difficulty"} <= set(jobs_of(output))
+
+
+@pytest.mark.workflow
 def test_a_touched_dataset_reruns_nothing_and_a_changed_one_everything_that_reads_it(finished, tmp_path):
     workplace = copy_of(finished, tmp_path / "copy")
     annotations = workplace / "resources/mini-mix/train.json"
@@ -325,4 +348,6 @@ def test_a_digest_is_only_written_when_it_differs(tmp_path):
 def test_what_a_run_says_it_kept():
     planned = [("finetune_model", "a"), ("finetune_model", "b"), ("evaluate_model", "c")]
     assert kept_text(planned, ["a", "b", "c"]) is None
+    measured = [*planned, ("difficulty", "d")]
+    assert kept_text(measured, []).startswith("kept 2 of 2 models, 1 of 1 evaluations and 1 of 1 measurements of ")
     assert kept_text(planned, ["a", "c"]) == "kept 1 of 2 models: their coresets have the same content as before"
