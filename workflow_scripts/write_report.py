@@ -1,31 +1,76 @@
 """Write the report of a run: one HTML file that opens without a network.
 
-Reads the summary, the manifest, the rejected samples, the clusters, the first coreset, the dataset, the figures and
-the benchmarks of all jobs. Writes report.html.
+Reads the summary and the results of the evaluations, the manifest, the rejected and held-out samples, the clusters,
+centroids and activations, the coresets with their digests, the dataset, and the benchmarks of all jobs. Writes
+report.html.
 """
 
 from coincide.workflow.job import start
 
 config = start(snakemake)
 
+import json
+from pathlib import Path
+
 import pandas as pd
 
+from coincide.base.activation_store import Activations
+from coincide.base.centroids import read_centroids
 from coincide.dataset.formats import open_dataset
-from coincide.reporting.report import write_report
+from coincide.reporting.provenance import provenance_tables, repeat_commands, workflow_commit
+from coincide.reporting.report import RunResults, write_report
+from coincide.reporting.run_warnings import run_warnings
+from coincide.reporting.summary import failure_lines
 
-inputs = snakemake.input
+inputs, params = snakemake.input, snakemake.params
+commit = workflow_commit()
+settings = config.model_dump(mode="json")
+activations = Activations(inputs.activations)
+tables = {
+    name: pd.read_parquet(inputs[name]) for name in ("summary", "manifest", "rejected", "clusters", "cluster_stats")
+}
+coresets = {
+    selection: pd.read_parquet(path, columns=["sample_id"])
+    for selection, path in zip(params.selections, inputs.coresets)
+}
+without_clusters = {name: table for name, table in tables.items() if name != "clusters"}
+warnings = run_warnings(
+    **without_clusters,
+    coresets=coresets,
+    learned_above=config.evaluation.learned_above,
+    failures=failure_lines(inputs.results),
+    demo_settings=params.demo_settings,
+)
 write_report(
     snakemake.output[0],
-    summary=pd.read_parquet(inputs.summary),
-    manifest=pd.read_parquet(inputs.manifest),
-    rejected=pd.read_parquet(inputs.rejected),
-    clusters=pd.read_parquet(inputs.clusters),
-    cluster_stats=pd.read_parquet(inputs.cluster_stats),
-    coreset=pd.read_parquet(inputs.coreset),
-    dataset=open_dataset(config.dataset.annotations),
-    images=config.dataset.image_folders,
-    figures={name: inputs[name] for name in ("performance", "budgets", "sources", "similarity")},
-    benchmarks=snakemake.params.benchmarks,
-    shared=snakemake.params.shared,
-    settings=config.model_dump(),
+    RunResults(
+        settings=settings,
+        **tables,
+        held_out=len(pd.read_parquet(inputs.holdout, columns=["sample_id"])),
+        centroids=read_centroids(inputs.centroids),
+        activations=activations,
+        coresets=coresets,
+        dataset=open_dataset(config.dataset.annotations),
+        images=config.dataset.image_folders,
+        warnings=warnings,
+        benchmarks=params.benchmarks,
+        all_benchmarks=params.all_benchmarks,
+        shared=params.shared,
+        provenance=provenance_tables(
+            settings,
+            preflight=json.loads(Path(inputs.preflight).read_text()),
+            annotations=json.loads(Path(params.annotation_digests).read_text()),
+            activations=activations,
+            digests={
+                key: Path(path).read_text().split()[0]
+                for key, path in zip(params.selections, params.digests)
+                if Path(path).exists()
+            },
+            commit=commit,
+        ),
+        commands=repeat_commands(config.run, commit),
+        links={"Browse the clusters": "browser/index.html"}
+        if Path(snakemake.output[0]).with_name("browser").joinpath("index.html").exists()
+        else {},
+    ),
 )

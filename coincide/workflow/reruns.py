@@ -19,8 +19,7 @@ OTHER_RULES = {
     "cluster_stats": ("shares", "budget"),
     "coreset_dataset": (CORESET, "merge"),
     "summary": ("evaluate_model", "merge", "shares", CORESET),
-    "figures": ("summary", "cluster_stats", "clusters", "merge", CORESET),
-    "write_report": ("summary", "merge", "clusters", "cluster_stats", "figures", CORESET),
+    "write_report": ("summary", "manifest", "merge", "clusters", "cluster_stats", "evaluate_model", CORESET),
 }
 CONTENT_KEYED = ("finetune_model", "evaluate_model")  # they rerun only if the coreset has another content
 # what only some methods, budgets and tasks need
@@ -38,7 +37,7 @@ COLUMNS = {
     "coresets": ("coincide_coreset", "method_coreset", "full_coreset", "coreset_json", "coreset_dataset"),
     "models": ("finetune_model",),
     "evaluations": ("evaluate_model",),
-    "report": ("summary", "figures", "write_report"),
+    "report": ("summary", "write_report"),
 }
 # What changes when a path does, and which jobs the entries of an expanded setting have. The first rules of each.
 READERS = {

@@ -147,7 +147,7 @@ def test_a_new_fraction_selects_and_trains_only_for_that_fraction(finished):
     jobs = jobs_after_change(finished, selection={"fractions": [0.2, 0.1]})
     assert jobs == {"all": 1, "budget": 1, "picks": 1, "coincide_coreset": 1, "method_coreset": 1, "coreset_json": 2,
                     "finetune_model": 2, "evaluate_model": 2, "cluster_stats": 1,
-                    "summary": 1, "figures": 1, "write_report": 1}  # fmt: skip
+                    "summary": 1, "write_report": 1}  # fmt: skip
 
 
 def test_a_new_temperature_does_not_rerun_clustering(finished):
