@@ -72,7 +72,8 @@ def _source_warnings(manifest, coresets):
             listed = ", ".join(f"{source} ({kept:.1%})" for source, kept in sources.head(8).items())
             rest = f" and {len(sources) - 8} more" if len(sources) > 8 else ""
             yield RunWarning(
-                f"{method} at {float(fraction):.3g} hardly keeps {_count(len(sources), 'source')}: {listed}{rest}; "
+                f"{method} at {100 * float(fraction):.3g}% hardly keeps {_count(len(sources), 'source')}: "
+                f"{listed}{rest}; "
                 "the model may not learn what they teach",
                 SPREAD_FIX,
             )
@@ -89,7 +90,7 @@ def _cluster_warnings(cluster_stats, coresets):
         low = (cluster_stats[column] < UNDERREPRESENTED_BELOW * even) & (even >= 1)
         if low.any():
             yield RunWarning(
-                f"coincide at {float(fraction):.3g} hardly keeps {_count(int(low.sum()), 'cluster')} of "
+                f"coincide at {100 * float(fraction):.3g}% hardly keeps {_count(int(low.sum()), 'cluster')} of "
                 f"{len(cluster_stats):,}, with {sizes[low].sum() / sizes.sum():.1%} of the samples",
                 SPREAD_FIX,
             )

@@ -175,7 +175,7 @@
     const ratios = rows.map((row) => valueOf(row, first + 2));
     const floor = Math.min(0.25, ...ratios.filter((ratio) => ratio > 0));
     const logs = ratios.map((ratio) => Math.log2(Math.max(ratio, floor / 2)));
-    const bound = Math.ceil(Math.max(2, ...logs.map(Math.abs)));
+    const bound = Math.ceil(Math.max(1, ...logs.map(Math.abs)));
     const ticks = Array.from({ length: 2 * bound + 1 }, (_, i) => i - bound).filter((tick) => bound < 4 || tick % 2 === 0);
     const colours = ratios.map((ratio) => (ratio < 0.5 ? style("--bad") : ratio > 2 ? style("--good") : OTHER));
     return {
@@ -286,7 +286,8 @@
     const sorted = [...logs].sort((a, b) => a - b);
     const low = sorted[Math.floor(0.02 * sorted.length)];
     const largest = Math.max(...clusters.size);
-    return { size: clusters.size.map((size) => 5 + 13 * Math.sqrt(size / largest)), color: logs, cmin: low, cmax: sorted[sorted.length - 1], colorscale: STEPS, opacity: 0.85, line: { width: 0.5, color: style("--soft") } };
+    const scale = Math.min(1, Math.max(0.35, Math.sqrt(150 / clusters.size.length))); // smaller where there are many
+    return { size: clusters.size.map((size) => scale * (5 + 13 * Math.sqrt(size / largest))), color: logs, cmin: low, cmax: sorted[sorted.length - 1], colorscale: STEPS, opacity: 0.85, line: { width: 0.5 * scale, color: style("--soft") } };
   }
   const clusterTrace = (x, y, extra = {}) => ({ type: "scatter", mode: "markers", x, y, customdata: clusters.cluster, hoverinfo: "none", marker: clusterMarker(), ...faded, selectedpoints: marked(), ...extra });
   const line = (x, y, dash) => ({ type: "scatter", mode: "lines", x, y, hoverinfo: "skip", line: { color: style("--soft"), width: 1, dash } });
@@ -304,8 +305,12 @@
       };
     });
   } else byId("clusters-budgets").parentNode.remove();
+  const drawnShares = () => { // a share far below all others is drawn eight powers of ten below the largest
+    const floor = 1e-8 * Math.max(...clusters.share);
+    return clusters.share.map((share) => Math.max(share, floor));
+  };
   function shareTicks() { // powers of ten, and 2 and 5 in between where the shares span little
-    const shares = clusters.share.filter((share) => share > 0).concat(1 / clusterCount);
+    const shares = drawnShares().concat(1 / clusterCount);
     const low = Math.log10(Math.min(...shares)), high = Math.log10(Math.max(...shares));
     const every = Math.max(1, Math.ceil((high - low) / 6));
     const factors = high - low < 2.5 ? [1, 2, 5] : [1];
@@ -317,7 +322,7 @@
     return { tickvals: ticks, ticktext: ticks.map(text), range: [low - 0.08 * (high - low) - 0.05, high + 0.08 * (high - low) + 0.05] };
   }
   plots.set("clusters-shares", () => ({
-    traces: [clusterTrace(clusters.rank, clusters.share.map((share) => Math.max(share, 1e-12)))],
+    traces: [clusterTrace(clusters.rank, drawnShares())],
     layout: { ...selectable, xaxis: { title: axisTitle("rank by share") }, yaxis: { type: "log", title: axisTitle("share"), ...shareTicks() }, shapes: [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: 1 / clusterCount, y1: 1 / clusterCount, line: { color: style("--soft"), width: 1, dash: "dash" } }] },
   }));
   byId("clusters-fraction")?.addEventListener("change", () => { draw("clusters-budgets"); pinCluster(state.pinned); });
