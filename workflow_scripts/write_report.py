@@ -26,9 +26,8 @@ inputs, params = snakemake.input, snakemake.params
 commit = workflow_commit()
 settings = config.model_dump(mode="json")
 activations = Activations(inputs.activations)
-tables = {
-    name: pd.read_parquet(inputs[name]) for name in ("summary", "manifest", "rejected", "clusters", "cluster_stats")
-}
+tables = {name: pd.read_parquet(inputs[name]) for name in ("summary", "rejected", "clusters", "cluster_stats")}
+tables["manifest"] = pd.read_parquet(inputs.manifest, columns=["sample_id", "source", "position"])
 coresets = {
     selection: pd.read_parquet(path, columns=["sample_id"])
     for selection, path in zip(params.selections, inputs.coresets)

@@ -15,7 +15,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="playwright is no
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="chromium is not installed (apt-get install chromium)")
 SCREENSHOTS = REPO / "build/screenshots"
-READY = "document.documentElement.dataset.ready === '1'"
+READY = 'html[data-ready="1"]'
 POINT = """([id, index]) => {
   const plot = document.getElementById(id), { _fullLayout: layout } = plot, trace = plot.data[0];
   const box = plot.getBoundingClientRect();
@@ -46,9 +46,12 @@ def open_page(browser, report):
     """Open the report: function of width and theme. Errors and requests fail the test."""
     problems, contexts = [], []
 
-    def open_report(width=1280, theme="light"):
+    def open_report(width=1280, theme="light", bypass_csp=True):  # the driver evaluates strings, which the page may not
         context = browser.new_context(
-            viewport={"width": width, "height": 800}, color_scheme=theme, reduced_motion="reduce"
+            viewport={"width": width, "height": 800},
+            color_scheme=theme,
+            reduced_motion="reduce",
+            bypass_csp=bypass_csp,
         )
         contexts.append(context)
         page = context.new_page()
@@ -59,7 +62,7 @@ def open_page(browser, report):
             lambda request: None if request.url.startswith(("file:", "data:")) else problems.append(request.url),
         )
         page.goto(report[0].as_uri())
-        page.wait_for_function(READY, timeout=120_000)
+        page.locator(READY).wait_for(state="attached", timeout=120_000)
         return page
 
     yield open_report
@@ -104,6 +107,13 @@ def test_nothing_overflows_and_nothing_is_cut(open_page, width, theme):
         }).map((plot) => plot.id)"""
     )
     assert cut == []
+
+
+def test_the_policy_of_the_page_refuses_nothing_that_it_needs(open_page):
+    page = open_page(bypass_csp=False)
+    for button in ("#theme", "#cluster-next", "#map-next", "#provenance [data-copy=commands]"):
+        page.locator(button).click()
+    page.locator("#cluster-panel .sample").first.wait_for()
 
 
 def test_dataset_text_is_shown_as_text(open_page):

@@ -225,7 +225,7 @@
       element("span", { className: "id", textContent: samples.id[sample] }),
       element("span", { textContent: samples.question[sample] }),
       element("span", { className: "answer-text", textContent: samples.answer[sample] }),
-      element("span", { className: kept ? "mark" : "id", textContent: `${kept ? "kept" : "not kept"} · ${data.sources[samples.source[sample]]} · cluster ${samples.cluster[sample]}` }));
+      element("span", { className: kept ? "mark" : "id", textContent: `${kept ? "kept" : "not kept"}${data.selections.length > 1 ? ` by ${data.selections[shownSelection()]}` : ""} · ${data.sources[samples.source[sample]]} · cluster ${samples.cluster[sample]}` }));
   }
 
   function clusterFacts(row) {
@@ -234,7 +234,12 @@
     const value = (number) => (number === null ? "–" : number.toFixed(3));
     return `${clusters.size[row].toLocaleString()} samples${kept} · share ${(100 * clusters.share[row]).toPrecision(3)}% · transferability ${value(clusters.transferability[row])} · density ${value(clusters.density[row])} · largest source ${data.sources[clusters.source[row]]}`;
   }
-  const examples = (cluster) => [...(samplesOfCluster.get(cluster) ?? [])].sort((a, b) => isKept(b) - isKept(a)).slice(0, MAX_EXAMPLES);
+  function examples(cluster) { // half of them kept, or more where there are too few others
+    const own = samplesOfCluster.get(cluster) ?? [];
+    const kept = own.filter(isKept), others = own.filter((sample) => !isKept(sample));
+    const count = Math.max(MAX_EXAMPLES / 2, MAX_EXAMPLES - others.length);
+    return [...kept.slice(0, count), ...others].slice(0, MAX_EXAMPLES);
+  }
 
   const card = byId("card");
   function showCard(event, ...content) {
@@ -279,7 +284,7 @@
     if (byId("map-plot").dataset.drawn) draw("map-plot");
   }
 
-  const faded = { selected: { marker: { opacity: 1 } }, unselected: { marker: { opacity: 0.12 } } };
+  const faded = { selected: { marker: { opacity: 1 } }, unselected: { marker: { opacity: 0.2 } } };
   const marked = () => (state.marked === null ? undefined : clusters.cluster.flatMap((cluster, row) => (state.marked.has(cluster) ? [row] : [])));
   function clusterMarker() {
     const logs = clusters.share.map((share) => Math.log10(Math.max(share, 1e-12)));
