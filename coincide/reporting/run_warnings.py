@@ -74,7 +74,7 @@ def _source_warnings(manifest, coresets):
             yield RunWarning(
                 f"{method} at {100 * float(fraction):.3g}% hardly keeps {_count(len(sources), 'source')}: "
                 f"{listed}{rest}; "
-                "the model may not learn what they teach",
+                "the model may not learn their skills",
                 SPREAD_FIX,
             )
 

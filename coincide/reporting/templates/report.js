@@ -383,9 +383,10 @@
     const { cluster, percent: z } = data.similarity;
     const labels = cluster.map((number) => `${number}`);
     const values = z.flat();
+    const names = labels.length <= 40 ? {} : { showticklabels: false, ticks: "" };
     return {
       traces: [{ type: "heatmap", z, x: labels, y: labels, zmin: Math.min(...values), zmax: 100, colorscale: STEPS, hovertemplate: "clusters %{y} and %{x}: %{z}%<extra></extra>", colorbar: { thickness: 12, ticksuffix: "%", outlinewidth: 0 } }],
-      layout: { height: isNarrow() ? 360 : 560, xaxis: { ...fixed, type: "category", showticklabels: labels.length <= 40, title: axisTitle("cluster") }, yaxis: { ...fixed, type: "category", showticklabels: labels.length <= 40, autorange: "reversed", title: axisTitle("cluster") } },
+      layout: { height: isNarrow() ? 360 : 560, xaxis: { ...fixed, type: "category", ...names, title: axisTitle("cluster") }, yaxis: { ...fixed, type: "category", ...names, autorange: "reversed", title: axisTitle("cluster") } },
     };
   });
 
