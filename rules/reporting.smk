@@ -1,4 +1,4 @@
-# Summary of the scores, figures, and the report.
+# Summary of the scores, and the report.
 
 
 rule summary:
@@ -40,73 +40,22 @@ rule summary:
         "../workflow_scripts/summary.py"
 
 
-rule figures:
-    input:
-        summary="results/{run}/summary.parquet",
-        cluster_stats="results/{run}/cluster_stats.parquet",
-        centroids=stage_output("clusters", "centroids.parquet"),
-        activations=stage_output("merge", "activations.parquet"),
-        manifest=stage_output("merge", "manifest.parquet"),
-        coresets=lambda wildcards: coresets(wildcards.run, "coreset.parquet"),
-    output:
-        performance=report(
-            "results/{run}/figures/performance.svg",
-            caption="../docs/captions/performance.rst",
-            category="Scores",
-            labels={"figure": "relative performance against fraction"},
-        ),
-        budgets=report(
-            "results/{run}/figures/budgets.svg",
-            caption="../docs/captions/budgets.rst",
-            category="Selection",
-            labels={"figure": "cluster sizes against budgets"},
-        ),
-        sources=report(
-            "results/{run}/figures/sources.svg",
-            caption="../docs/captions/sources.rst",
-            category="Selection",
-            labels={"figure": "make-up of the coresets by source"},
-        ),
-        similarity=report(
-            "results/{run}/figures/similarity.svg",
-            caption="../docs/captions/similarity.rst",
-            category="Selection",
-            labels={"figure": "similarity of the clusters"},
-        ),
-    log:
-        "results/{run}/logs/figures.log",
-    benchmark:
-        "results/{run}/benchmarks/figures.tsv"
-    conda:
-        "../envs/reporting.yaml"
-    envmodules:
-        *MODULES.reporting,
-    params:
-        **settings("figures"),
-        selections=lambda wildcards: selections(wildcards.run),
-    script:
-        "../workflow_scripts/figures.py"
-
-
 rule write_report:
     input:
         preflight=checked,
         summary="results/{run}/summary.parquet",
+        results=lambda wildcards: evaluations(wildcards.run),
         rejected=stage_output("merge", "rejected.parquet"),
         manifest=stage_output("merge", "manifest.parquet"),
+        holdout=stage_output("manifest", "samples/holdout.parquet"),
+        activations=stage_output("merge", "activations.parquet"),
         clusters=stage_output("clusters", "clusters.parquet"),
+        centroids=stage_output("clusters", "centroids.parquet"),
         cluster_stats="results/{run}/cluster_stats.parquet",
         sample_metrics=stage_output("merge", "sample_metrics"),
-        coreset=lambda wildcards: coresets(wildcards.run, "coreset.parquet")[0],
-        coresets=if_constrained(
-            lambda wildcards: coresets(wildcards.run, "coreset.parquet")
-        ),
+        coresets=lambda wildcards: coresets(wildcards.run, "coreset.parquet"),
         annotations=annotation_files,
         images=image_folders,
-        performance="results/{run}/figures/performance.svg",
-        budgets="results/{run}/figures/budgets.svg",
-        sources="results/{run}/figures/sources.svg",
-        similarity="results/{run}/figures/similarity.svg",
         leaks=unless_ignored("leaks", "leaks.parquet"),
         leak_tasks=unless_ignored("leaks", "leaks/tasks.parquet"),
         leak_examples=unless_ignored("leaks", "leaks/examples.parquet"),
@@ -130,7 +79,11 @@ rule write_report:
     params:
         **settings("write_report"),
         benchmarks=lambda wildcards: benchmark_folders(wildcards.run),
+        all_benchmarks=lambda wildcards: shared_benchmark_folders(wildcards.run),
         shared=lambda wildcards: runs.shared(wildcards.run),
         selections=lambda wildcards: selections(wildcards.run),
+        digests=lambda wildcards: coresets(wildcards.run, "coreset.sha256"),
+        demo_settings=lambda wildcards: demo_settings(runs.configs[wildcards.run]),
+        annotation_digests=lambda wildcards: content_record(wildcards.run),
     script:
         "../workflow_scripts/write_report.py"

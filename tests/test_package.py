@@ -41,9 +41,10 @@ def wheel(tmp_path_factory):
     return path
 
 
-def test_the_wheel_holds_every_module(wheel):
+def test_the_wheel_holds_every_file(wheel):
     inside = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("coincide/")}
-    files = {str(path.relative_to(REPO)) for path in (REPO / "coincide").rglob("*") if path.suffix in (".py", ".html")}
+    paths = [path for path in (REPO / "coincide").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    files = {str(path.relative_to(REPO)) for path in paths}
     assert inside == files
 
 

@@ -14,11 +14,11 @@ import pandas as pd
 
 from coincide.base.files import replacing
 from coincide.reporting import figures
+from coincide.reporting.costs import costs
 from coincide.reporting.summary import unlearned_tasks
 from coincide.study.comparison import (
     as_text,
     combine_summaries,
-    costs,
     intervals,
     paired_tests,
     ranks,

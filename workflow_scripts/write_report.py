@@ -1,56 +1,93 @@
 """Write the report of a run: one HTML file that opens without a network.
 
-Reads the summary, the manifest, the rejected samples, the sample metrics, the clusters, the first coreset, the dataset,
-the figures, the benchmarks of all jobs and, with constraints, all coresets. Writes report.html.
+Reads the summary and the results of the evaluations, the manifest, the rejected and held-out samples, the sample
+metrics, the clusters, centroids and activations, the coresets with their digests, evaluation leaks and near-duplicates,
+the dataset, and the benchmarks of all jobs. Writes report.html.
 """
 
 from coincide.workflow.job import start
 
 config = start(snakemake)
 
+import json
+from pathlib import Path
+
 import pandas as pd
 
+from coincide.base.activation_store import Activations
+from coincide.base.centroids import read_centroids
 from coincide.dataset.formats import open_dataset
 from coincide.reporting.leaks import report_section
-from coincide.reporting.report import write_report
-from coincide.reporting.summary import constraint_table
+from coincide.reporting.provenance import provenance_tables, repeat_commands, workflow_commit
+from coincide.reporting.report import RunResults, write_report
+from coincide.reporting.run_warnings import run_warnings
+from coincide.reporting.summary import constraint_table, failure_lines
 from coincide.reporting.visual_necessity import read_visual_necessity
 
-inputs, constraints = snakemake.input, config.selection.constraints
-manifest = pd.read_parquet(inputs.manifest)
-dataset = open_dataset(config.dataset.annotations)
+inputs, params = snakemake.input, snakemake.params
+commit = workflow_commit()
+settings = config.model_dump(mode="json")
+activations = Activations(inputs.activations)
+tables = {name: pd.read_parquet(inputs[name]) for name in ("summary", "rejected", "clusters", "cluster_stats")}
+tables["manifest"] = pd.read_parquet(inputs.manifest, columns=["sample_id", "source", "position", "n_images"])
 coresets = {
     selection: pd.read_parquet(path, columns=["sample_id"])
-    for selection, path in zip(snakemake.params.selections, inputs.coresets)
+    for selection, path in zip(params.selections, inputs.coresets)
 }
-pairs, tasks, examples, duplicates = (
-    pd.read_parquet(path) if (path := inputs.get(name)) else None
-    for name in ("leaks", "leak_tasks", "leak_examples", "duplicates")
+without_clusters = {name: table for name, table in tables.items() if name != "clusters"}
+warnings = run_warnings(
+    **without_clusters,
+    coresets=coresets,
+    learned_above=config.evaluation.learned_above,
+    failures=failure_lines(inputs.results),
+    demo_settings=params.demo_settings,
 )
-screening = report_section(
-    pairs=pairs,
-    tasks=tasks,
-    examples=examples,
-    duplicates=duplicates,
-    manifest=pd.read_parquet(inputs.compared, columns=["source"]),
-    leaks_mode=config.dataset.leaks,
-    duplicates_mode=config.dataset.near_duplicates,
-)
+dataset = open_dataset(config.dataset.annotations)
+constraints = config.selection.constraints
+screening = {
+    name: pd.read_parquet(path) if (path := inputs.get(key)) else None
+    for name, key in (
+        ("pairs", "leaks"), ("tasks", "leak_tasks"), ("examples", "leak_examples"), ("duplicates", "duplicates")
+    )
+}  # fmt: skip
 write_report(
     snakemake.output[0],
-    summary=pd.read_parquet(inputs.summary),
-    manifest=manifest,
-    rejected=pd.read_parquet(inputs.rejected),
-    clusters=pd.read_parquet(inputs.clusters),
-    cluster_stats=pd.read_parquet(inputs.cluster_stats),
-    coreset=pd.read_parquet(inputs.coreset),
-    dataset=dataset,
-    images=config.dataset.image_folders,
-    figures={name: inputs[name] for name in ("performance", "budgets", "sources", "similarity")},
-    benchmarks=snakemake.params.benchmarks,
-    shared=snakemake.params.shared,
-    settings=config.model_dump(),
-    constraints=constraint_table(constraints, manifest, coresets) if constraints.is_set else None,
-    necessity=read_visual_necessity(inputs.sample_metrics, manifest, dataset),
-    screening=screening,
+    RunResults(
+        settings=settings,
+        **tables,
+        held_out=len(pd.read_parquet(inputs.holdout, columns=["sample_id"])),
+        centroids=read_centroids(inputs.centroids),
+        activations=activations,
+        coresets=coresets,
+        dataset=dataset,
+        constraints=constraint_table(constraints, tables["manifest"], coresets) if constraints.is_set else None,
+        necessity=read_visual_necessity(inputs.sample_metrics, tables["manifest"], dataset),
+        screening=report_section(
+            **screening,
+            manifest=pd.read_parquet(inputs.compared, columns=["source"]),
+            leaks_mode=config.dataset.leaks,
+            duplicates_mode=config.dataset.near_duplicates,
+        ),
+        images=config.dataset.image_folders,
+        warnings=warnings,
+        benchmarks=params.benchmarks,
+        all_benchmarks=params.all_benchmarks,
+        shared=params.shared,
+        provenance=provenance_tables(
+            settings,
+            preflight=json.loads(Path(inputs.preflight).read_text()),
+            annotations=json.loads(Path(params.annotation_digests).read_text()),
+            activations=activations,
+            digests={
+                key: Path(path).read_text().split()[0]
+                for key, path in zip(params.selections, params.digests)
+                if Path(path).exists()
+            },
+            commit=commit,
+        ),
+        commands=repeat_commands(config.run, commit),
+        links={"Browse the clusters": "browser/index.html"}
+        if Path(snakemake.output[0]).with_name("browser").joinpath("index.html").exists()
+        else {},
+    ),
 )

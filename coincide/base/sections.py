@@ -597,7 +597,7 @@ class Selection(Section):
     blocks: Literal["text", "all"] = setting(
         "text",
         "blocks of the centroids that transferability compares; text: as in the published code",
-        stages=("transferability", "figures", "check_transfer"),
+        stages=("transferability", "write_report", "check_transfer"),
     )
     exclude_above: Annotated[float, Field(ge=-1, le=1, strict=True), FROM_YAML] = setting(
         0.9, "clusters with a cosine above this are near-copies and left out of the mean", stages=("transferability",)

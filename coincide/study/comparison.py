@@ -7,21 +7,19 @@ include the randomness of selection in the intervals, in addition to that of tra
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
 from scipy import stats
 
 from coincide.base.errors import UserError
+from coincide.base.intervals import RESAMPLES, interval
 from coincide.base.markdown import markdown_table
+from coincide.reporting.costs import COINCIDE, FULL
 from coincide.reporting.summary import AVERAGE, average_over_tasks, short_names, unlearned_tasks
 
 REPLICATE_KEYS = ["replicate", "target", "seed"]
-COINCIDE, FULL = "coincide", "full"
-RESAMPLES = 9999
 EXACT_PAIRS = 14  # up to this many pairs, all sign patterns are enumerated
 
 
@@ -77,24 +75,6 @@ def _check_comparable(averages, learned_above):
             f"same target that scores above evaluation.learned_above ({learned_above:g}) on any task; lower "
             "evaluation.learned_above, or train the full-data model for longer"
         )
-
-
-def interval(values: ArrayLike, *, seed: int = 0) -> tuple[float, float, float]:
-    """Mean of values with its 95% percentile bootstrap interval; NaN values are ignored.
-
-    Returns:
-        (mean, low, high); low and high are NaN if there are fewer than three values.
-    """
-    array = np.asarray(values, np.float64)
-    finite = array[np.isfinite(array)]
-    if len(finite) < 3:
-        return (finite.mean() if len(finite) else np.nan), np.nan, np.nan
-    if np.ptp(finite) == 0:
-        return finite[0], finite[0], finite[0]
-    bounds = stats.bootstrap(
-        (finite,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(seed)
-    ).confidence_interval
-    return finite.mean(), bounds.low, bounds.high
 
 
 def intervals(table: pd.DataFrame) -> pd.DataFrame:
@@ -219,67 +199,6 @@ def _areas(curves, fractions):
     return np.trapezoid(curves, fractions, axis=1) / np.ptp(fractions)
 
 
-# Benchmark files of the jobs that compute what a method scores samples with; methods not listed use activations only.
-SCORING_JOBS: Mapping[str, tuple[str, ...]] = {
-    COINCIDE: ("activations/*.tsv", "merge.tsv", "clusters.tsv", "transferability.tsv", "density/*.tsv"),
-    "self_sup": ("activations/*.tsv", "merge.tsv", "clusters.tsv"),
-    "clip_score": ("clip_scores/*.tsv",),
-    "self_filter": ("clip_scores/*.tsv", "difficulty.tsv"),
-    "random": (),
-}
-ACTIVATION_JOBS = ("activations/*.tsv", "merge.tsv")
-
-
-def costs(table: pd.DataFrame, benchmarks: Mapping[str, Sequence[str | Path]]) -> pd.DataFrame:
-    """Job time of each method, and its ratio to that of finetuning on the full data.
-
-    Times are wall-clock seconds of jobs, not core-seconds; with one GPU per job they are device seconds. Jobs that
-    several methods depend on are counted for each of them. If sample metrics, or extra metrics, are computed along with
-    the activations, all methods that read activations or sample metrics are counted with the longer job.
-
-    Args:
-        table: of `combine_summaries`.
-        benchmarks: run -> folders of benchmark files: that of the run first, then those of the runs whose results it
-            shares.
-
-    Returns:
-        one row per method and fraction, means over replicates: scoring, selecting, finetuning, all (their sum; all in
-        seconds), of_full (all ÷ all of the full data).
-    """
-    keys = ["run", "target", "seed", "method", "base_method", "fraction"]
-    rows = []
-    for run, target, seed, method, base_method, fraction in table.loc[table["task"] == AVERAGE, keys].to_numpy():
-        folders, fraction_name = benchmarks[run], f"{fraction:g}"
-        scoring, selecting = _scoring_and_selecting_seconds(folders, base_method, fraction_name)
-        finetuning = _seconds(folders, f"finetune_model/{target}-{base_method}-{fraction_name}-{seed}.tsv")
-        rows.append([method, float(fraction_name), scoring, selecting, finetuning])
-    models = pd.DataFrame(rows, columns=["method", "fraction", "scoring", "selecting", "finetuning"])
-    models["all"] = models[["scoring", "selecting", "finetuning"]].sum(axis=1)
-    means = models.groupby(["method", "fraction"], as_index=False).mean()
-    full = means.loc[means["method"] == FULL, "all"].mean()
-    return means.assign(of_full=means["all"] / full)
-
-
-def _scoring_and_selecting_seconds(folders, method, fraction):
-    if method == FULL:
-        return 0.0, 0.0
-    if method == COINCIDE:
-        budget, picks, coreset = f"budget/{fraction}.tsv", f"picks/{fraction}-*.tsv", f"coincide_coreset/{fraction}.tsv"
-        selecting_jobs = ["shares.tsv", budget, picks, coreset]
-    else:
-        selecting_jobs = [f"method_coreset/{method}-{fraction}.tsv"]
-    scoring = sum(_seconds(folders, job) for job in SCORING_JOBS.get(method, ACTIVATION_JOBS))
-    return scoring, sum(_seconds(folders, job) for job in selecting_jobs)
-
-
-def _seconds(folders, pattern):
-    """Total seconds of the jobs whose benchmark files match, in the first folder that has any; 0 if none has."""
-    for folder in folders:
-        if paths := sorted(Path(folder).glob(pattern)):
-            return sum(pd.read_csv(path, sep="\t")["s"].sum() for path in paths)
-    return 0.0
-
-
 def task_table(intervals: pd.DataFrame, unlearned: pd.Series) -> pd.DataFrame:
     """Mean relative performance of every method on every task.
 
@@ -317,7 +236,7 @@ def as_text(
         intervals: table of `intervals`.
         tests: of `paired_tests`.
         ranking: of `ranks`.
-        costs: of `costs`.
+        costs: of `coincide.reporting.costs.costs`.
         tasks: of `task_table`.
         unlearned: of `coincide.reporting.summary.unlearned_tasks`.
     """

@@ -18,12 +18,12 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from coincide.base.clustered_rows import members_by_cluster
 from coincide.base.errors import UserError
+from coincide.base.intervals import interval
 from coincide.base.progress import Progress
 from coincide.base.rows import unit_rows
 from coincide.base.sections import Checkpoint, Training, TransferCheck
 from coincide.dataset.images import ImageFolders
 from coincide.models.loading import load_model, move_to_model
-from coincide.study.comparison import interval
 from coincide.training.collator import IGNORED_LABEL, Collator
 from coincide.training.finetune import finetune
 

@@ -21,8 +21,10 @@ OTHER_RULES = {
     "coreset_dataset": (CORESET, "merge"),
     "export_coreset": ("coreset_json",),
     "summary": ("evaluate_model", "merge", "clusters", "shares", "leaks", "duplicates", CORESET),
-    "figures": ("summary", "cluster_stats", "clusters", "merge", CORESET),
-    "write_report": ("summary", "merge", "clusters", "cluster_stats", "figures", "leaks", "duplicates", CORESET),
+    "write_report": (
+        *("summary", "manifest", "merge", "clusters", "cluster_stats", "evaluate_model", "leaks", "duplicates"),
+        CORESET,
+    ),
 }
 # They rerun only if the coreset has another content; difficulty, which trains on the full data, that of the full data
 CONTENT_KEYED = ("finetune_model", "evaluate_model", "difficulty")
@@ -49,7 +51,7 @@ COLUMNS = {
     ),
     "models": ("finetune_model",),
     "evaluations": ("evaluate_model",),
-    "report": ("summary", "figures", "write_report"),
+    "report": ("summary", "write_report"),
 }
 # What changes when a path does, or what chooses the manifest that rules read, and which jobs the entries of an expanded
 # setting have. The first rules of each.

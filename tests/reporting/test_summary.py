@@ -1,22 +1,14 @@
-"""Relative performance on small cases worked by hand, the closing text, and escaping in the report."""
+"""Relative performance on small cases worked by hand, and the closing text."""
 
 import json
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import make_record
-from PIL import Image
 
-from coincide.base.sections import Constraints, Dataset
-from coincide.dataset.duplicates import DUPLICATE_COLUMNS
-from coincide.dataset.formats import open_dataset
-from coincide.dataset.manifest import build_manifest
+from coincide.base.sections import Constraints
 from coincide.dataset.samples import Reason, RejectedSample, rejected_table
-from coincide.evaluation.leaks import EXAMPLE_COLUMNS, LEAK_COLUMNS, TASK_COLUMNS
-from coincide.reporting import figures
-from coincide.reporting.leaks import report_section
-from coincide.reporting.report import stage_times, write_report
+from coincide.reporting.costs import stage_times
 from coincide.reporting.summary import (
     as_text,
     constraint_table,
@@ -27,7 +19,6 @@ from coincide.reporting.summary import (
     short_names,
     underrepresented_sources,
 )
-from coincide.reporting.visual_necessity import VisualNecessity
 
 MANIFEST = pd.DataFrame({"sample_id": list("abcdefghi"), "source": ["charts"] * 7 + ["signs"] * 2})
 
@@ -112,8 +103,6 @@ def test_the_ratio_is_inverted_where_lower_is_better(tmp_path):
 def test_without_a_full_data_model_there_is_no_relative_performance(tmp_path):
     table = relative_performance(read_results([results(tmp_path, "coincide", "0.2", {"a": 0.5})]))
     assert table["relative_performance"].isna().all()
-    figures.draw_performance(table, tmp_path / "figure.svg")  # draws the scores themselves
-    assert (tmp_path / "figure.svg").stat().st_size > 5000
     assert "| coincide | 20.0% | – | 0.500 |" in as_text(
         table, rejected_table([]), MANIFEST, {}, clusters="", report="r"
     )
@@ -186,89 +175,6 @@ def test_how_well_new_samples_fit_the_clusters_of_a_finished_run():
     assert "0 of 101 samples are new; 0.0%" in fit_text(earlier, earlier)
 
 
-def screening_section(text):
-    """The section about leaks and near-duplicates, with a text wherever the dataset and the tasks have one."""
-    pairs = pd.DataFrame([(text, 3, text, text, text, "same picture", 4, True, False, 1)], columns=list(LEAK_COLUMNS))
-    tasks = pd.DataFrame([(text, 9, 9, 1, False, text)], columns=list(TASK_COLUMNS))
-    example = (text, 3, text, "same picture", 4, True, text, text, b"", None)
-    duplicates = pd.DataFrame([(text, text, text, text, "same pixels", 0, text)], columns=list(DUPLICATE_COLUMNS))
-    return report_section(
-        pairs=pairs,
-        tasks=tasks,
-        examples=pd.DataFrame([example], columns=list(EXAMPLE_COLUMNS)),
-        duplicates=duplicates,
-        manifest=pd.DataFrame({"source": [text] * 2}),
-        leaks_mode="report",
-        duplicates_mode="drop",
-    )
-
-
-def test_the_report_escapes_dataset_text_and_needs_no_network(summary, tmp_path):
-    (tmp_path / "folder").mkdir()
-    records = [make_record(i, image=i % 2 == 0) for i in range(20)]
-    for i in range(0, 20, 2):
-        Image.new("RGB", (9, 9), (12 * i, 0, 0)).save(tmp_path / f"folder/{i}.png")
-    script = "<script>alert(1)</script>"
-    for record in records:
-        record["conversations"][0]["value"] += script
-        record["conversations"][1]["value"] = script
-    records[3]["id"] = '"><img src=x onerror=alert(1)>'
-    (tmp_path / "data.json").write_text(json.dumps(records))
-    dataset = open_dataset(tmp_path / "data.json")
-    manifest, _ = build_manifest(dataset, tmp_path, Dataset(annotations="-", shards=1))
-    rejected = rejected_table([RejectedSample(script, 99, Reason.MISSING_IMAGE, script)])
-    clusters = pd.DataFrame(
-        {"sample_id": manifest["sample_id"], "cluster": [i % 4 for i in range(20)], "similarity": 0.5}
-    )
-    stats = pd.DataFrame(
-        {"cluster": range(4), "size": 5, "transferability": 0.3, "density": 0.9, "share": 0.25, "budget_0.2": 1}
-    )
-    coreset = clusters.head(4).assign(rank=range(4), score=1.0)
-    drawn = {name: tmp_path / f"{name}.svg" for name in ("performance", "budgets", "sources", "similarity")}
-    figures.draw_performance(summary, drawn["performance"])
-    figures.draw_budgets(stats, drawn["budgets"])
-    figures.draw_sources(manifest, [("coincide", "0.2", coreset), ("full", "1", clusters)], drawn["sources"])
-    figures.draw_similarity(np.random.default_rng(0).normal(size=(4, 6)), drawn["similarity"])
-    (tmp_path / "benchmarks").mkdir()
-    (tmp_path / "benchmarks/clusters.tsv").write_text("s\th:m:s\tmax_rss\n2.5\t0:00:02\t120\n")
-    write_report(
-        tmp_path / "report.html",
-        summary=summary,
-        manifest=manifest,
-        rejected=rejected,
-        clusters=clusters,
-        cluster_stats=stats,
-        coreset=coreset,
-        dataset=dataset,
-        images=tmp_path,
-        figures=drawn,
-        benchmarks=[tmp_path / "benchmarks"],
-        shared={script: ["manifest"]},
-        settings={"run": "x<y"},
-        constraints=pd.DataFrame([{"constraint": f"at least, {script}", "asked": 1234, "coincide": 1300}]),
-        necessity=VisualNecessity(
-            sources=pd.DataFrame({"source": [script], "samples": [8], "not_needed": [3], "worse": [1], "mean": [0.25]}),
-            examples=pd.DataFrame(
-                {"kind": ["worse"], "source": [script], "sample_id": [script], "visual_necessity": [-0.75],
-                 "question": [script], "answer": [script]}
-            ),
-            text_only=1234,
-        ),
-        screening=screening_section(script),
-    )  # fmt: skip
-    page = (tmp_path / "report.html").read_text()
-    assert "<script" not in page
-    assert "onerror=alert(1)>" not in page
-    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;, document 3: same picture, 4 bits apart, mirrored") == 1
-    assert "&lt;script&gt;" in page
-    assert "src=http" not in page.replace('"', "")
-    assert "87.5%" in page
-    assert "<td>1,234</td><td>1,300</td>" in page
-    assert all(text in page for text in ("37.5%", "12.5%", "-0.750", "1,234"))
-    assert page.count("data:image/svg+xml") == 4
-    assert page.count("data:image/png") >= 4
-
-
 def test_stage_times_add_up_over_jobs(tmp_path):
     (tmp_path / "activations").mkdir()
     for i, seconds in enumerate([3, 5]):
@@ -290,9 +196,3 @@ def test_short_names_drop_the_common_prefix():
     assert short_names(["even_mix_chart", "even_mix_text_only"]) == ["chart", "text only"]
     assert short_names(["gqa", "vqav2_val"]) == ["gqa", "vqav2 val"]
     assert short_names(["mini_mix_pair"]) == ["mini mix pair"]
-
-
-def test_small_sources_are_combined_in_the_figure(tmp_path):
-    manifest = pd.DataFrame({"sample_id": [str(i) for i in range(60)], "source": [f"s{i % 30}" for i in range(60)]})
-    figures.draw_sources(manifest, [("coincide", "0.5", manifest[:30])], tmp_path / "sources.svg")
-    assert "<!-- 11 others -->" in (tmp_path / "sources.svg").read_text()

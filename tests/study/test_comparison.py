@@ -9,11 +9,11 @@ from scipy import stats
 
 from coincide.base.errors import UserError
 from coincide.reporting import figures
+from coincide.reporting.costs import costs
 from coincide.reporting.summary import AVERAGE, unlearned_tasks
 from coincide.study.comparison import (
     as_text,
     combine_summaries,
-    costs,
     interval,
     intervals,
     paired_tests,

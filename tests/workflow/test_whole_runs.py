@@ -73,6 +73,20 @@ def test_the_coreset_is_the_one_that_the_public_functions_select(finished):
     assert stats["budget_0.2"].sum() == 132
 
 
+def test_the_report_shows_the_run_in_one_small_file_and_enters_that_of_snakemake(finished):
+    page = (finished / RUN / "report.html").read_text()
+    assert len(page) < 5_000_000
+    assert re.search(r"132 <small>of 660</small>", page)
+    data = json.loads(page.split('id="data">')[1].split("</script>")[0])
+    assert len(data["samples"]["id"]) == 660
+    assert sorted(data["clusters"]["cluster"]) == list(range(12))
+    digest = (finished / RUN / "coresets/coincide/0.2/coreset.sha256").read_text().split()[0]
+    assert digest in page
+    code, output = finished.run("report", "--report", "snakemake.html")
+    assert code == 0, output
+    assert "the whole report" in (finished / "snakemake.html").read_text()
+
+
 def test_selection_does_not_wait_for_training(finished):
     clusters, model = finished / RUN / "clusters.parquet", finished / RUN / "models/target/full/1/0"
     assert clusters.stat().st_mtime < model.stat().st_mtime
@@ -147,7 +161,7 @@ def test_a_new_fraction_selects_and_trains_only_for_that_fraction(finished):
     jobs = jobs_after_change(finished, selection={"fractions": [0.2, 0.1]})
     assert jobs == {"all": 1, "budget": 1, "picks": 1, "coincide_coreset": 1, "method_coreset": 1, "coreset_json": 2,
                     "finetune_model": 2, "evaluate_model": 2, "cluster_stats": 1,
-                    "summary": 1, "figures": 1, "write_report": 1}  # fmt: skip
+                    "summary": 1, "write_report": 1}  # fmt: skip
 
 
 def test_a_new_temperature_does_not_rerun_clustering(finished):

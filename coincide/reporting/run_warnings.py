@@ -1,0 +1,131 @@
+"""What one should know before one trains on a coreset, each with the setting that changes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from coincide.dataset.samples import Reason
+from coincide.reporting.summary import UNDERREPRESENTED_BELOW, underrepresented_sources, unlearned_tasks
+
+FEWEST_SEEDS = 3  # models below which there is no interval
+REASON_FIXES = {
+    Reason.DUPLICATE_ID: "dataset.duplicate_ids: digest keeps samples with the same id",
+    Reason.TOO_LONG: "raise reference_model.max_tokens",
+    Reason.MISSING_IMAGE: "check dataset.images",
+    Reason.IMAGE_OUTSIDE_FOLDER: "set dataset.images to a folder that contains all images",
+    Reason.NON_FINITE_ACTIVATION: "set reference_model.dtype to bfloat16 or float32",
+}
+SPREAD_FIX = "raise selection.temperature, set selection.budget: even, or read a larger reference_model.name"
+
+
+@dataclass(frozen=True)
+class RunWarning:
+    """A warning.
+
+    Attributes:
+        text: what is wrong, without a full stop.
+        fix: the setting that changes it, or what to do.
+    """
+
+    text: str
+    fix: str
+
+
+def run_warnings(
+    *,
+    summary: pd.DataFrame,
+    manifest: pd.DataFrame,
+    rejected: pd.DataFrame,
+    cluster_stats: pd.DataFrame,
+    coresets: Mapping[tuple[str, str], pd.DataFrame],
+    learned_above: float,
+    failures: Sequence[str] = (),
+    demo_settings: Sequence[str] = (),
+) -> list[RunWarning]:
+    """All warnings of a run, the gravest kind first.
+
+    Args:
+        summary, manifest, rejected, cluster_stats: tables of the run.
+        coresets: (method, fraction) -> coreset table; random selection and the full data are not checked.
+        learned_above: a task on which the full-data model scores no higher is not learned.
+        failures: result of `coincide.reporting.summary.failure_lines`.
+        demo_settings: result of `coincide.workflow.config.demo_settings`.
+    """
+    selected = {key: coreset for key, coreset in coresets.items() if key[0] not in ("full", "random")}
+    return [
+        *(RunWarning(line, "set it for your data in your config") for line in demo_settings),
+        *_source_warnings(manifest, selected),
+        *_cluster_warnings(cluster_stats, selected),
+        *_task_warnings(summary, learned_above),
+        *(RunWarning(line.removeprefix("Warning: "), "see the log of evaluate_model") for line in failures),
+        *_baseline_warnings(summary),
+        *_rejected_warnings(rejected),
+    ]
+
+
+def _source_warnings(manifest, coresets):
+    for (method, fraction), coreset in coresets.items():
+        if len(sources := underrepresented_sources(manifest, coreset)):
+            listed = ", ".join(f"{source} ({kept:.1%})" for source, kept in sources.head(8).items())
+            rest = f" and {len(sources) - 8} more" if len(sources) > 8 else ""
+            yield RunWarning(
+                f"{method} at {100 * float(fraction):.3g}% hardly keeps {_count(len(sources), 'source')}: "
+                f"{listed}{rest}; "
+                "the model may not learn their skills",
+                SPREAD_FIX,
+            )
+
+
+def _cluster_warnings(cluster_stats, coresets):
+    """Clusters of which coincide keeps less than a quarter of an even share."""
+    sizes = cluster_stats["size"]
+    for method, fraction in coresets:
+        column = f"budget_{fraction}"
+        if method != "coincide" or column not in cluster_stats:
+            continue
+        even = float(fraction) * sizes
+        low = (cluster_stats[column] < UNDERREPRESENTED_BELOW * even) & (even >= 1)
+        if low.any():
+            yield RunWarning(
+                f"coincide at {100 * float(fraction):.3g}% hardly keeps {_count(int(low.sum()), 'cluster')} of "
+                f"{len(cluster_stats):,}, with {sizes[low].sum() / sizes.sum():.1%} of the samples",
+                SPREAD_FIX,
+            )
+
+
+def _task_warnings(summary, learned_above):
+    for target, tasks in unlearned_tasks(summary, learned_above).groupby(level="target"):
+        names = tasks.index.get_level_values("task")
+        listed = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        yield RunWarning(
+            f"{target} did not learn {_count(len(names), 'task')} from the full data: {listed}; they are left out of "
+            "relative performance",
+            "raise target_model.training.epochs, or choose other evaluation.groups",
+        )
+
+
+def _baseline_warnings(summary):
+    methods = set(summary["method"])
+    if "full" not in methods:
+        yield RunWarning("there is no full-data model to compare with", "target_model.full: true")
+    if "random" not in methods:
+        yield RunWarning("there is no random selection to compare with", "add random to selection.methods")
+    seeds = summary["seed"].nunique()
+    if seeds < FEWEST_SEEDS:
+        yield RunWarning(
+            f"{_count(seeds, 'seed')} of finetuning: no interval, and differences may be chance",
+            "target_model.seeds: [0, 1, 2] or more, or replicates (snakemake comparison)",
+        )
+
+
+def _rejected_warnings(rejected):
+    for reason, count in rejected["reason"].value_counts().items():
+        fix = REASON_FIXES.get(reason, "correct the samples listed below")
+        yield RunWarning(f"{_count(count, 'sample')} rejected: {reason}", fix)
+
+
+def _count(number, noun):
+    return f"{number:,} {noun}{'s' * (number != 1)}"
