@@ -145,6 +145,8 @@ onsuccess:
         print(text)
     for path in requested_texts():
         print(open(path).read())
+    for path in browser_pages():
+        print(f"the clusters with their samples: {path}")
 
 
 onerror:

@@ -168,6 +168,12 @@ def full_coreset(name):
     )
 
 
+def browsed_coresets(run):
+    """(method, fraction) of the coresets that the browser shows; coincide first, by which it chooses samples."""
+    chosen = [pair for pair in selections(run) if pair[0] != "full"]
+    return sorted(chosen, key=lambda pair: pair[0] != "coincide")
+
+
 def coreset_datasets(run):
     """Every coreset in the format of the dataset, unless that is JSON."""
     if is_json(runs.setting(run, "dataset.annotations")):
@@ -265,6 +271,12 @@ def requested_texts():
         for path in job.output
         if os.path.basename(path) in names and os.path.exists(path)
     ]
+
+
+def browser_pages():
+    """The cluster browsers that this start wrote or found complete."""
+    browsers = [job for job in workflow.dag.jobs if job.rule.name == "browser"]
+    return [f"{job.output[0]}/index.html" for job in browsers]
 
 
 @cache

@@ -1,5 +1,5 @@
-# The targets that people ask for: snakemake … check | estimate | select | finetune | evaluate | report | comparison |
-# transfer_check. Where a target has the word of a stage, the rule that does the work is a verb with its object:
+# The targets that people ask for: snakemake … check | estimate | select | browse | finetune | evaluate | report |
+# comparison | transfer_check. Where a target has the word of a stage, the rule that does the work is a verb with its object:
 # finetune is every finetune_model.
 
 
@@ -9,6 +9,7 @@ localrules:
     preflight,
     estimate,
     select,
+    browse,
     finetune,
     evaluate,
     report,
@@ -30,6 +31,12 @@ rule select:
         [coresets(run, "coreset.json") for run in runs],
         [coreset_datasets(run) for run in runs],
         expand("results/{run}/cluster_stats.parquet", run=runs),
+
+
+# Not in the default targets: it opens every image that it shows once more, and its folder can have gigabytes
+rule browse:
+    input:
+        expand("results/{run}/browser", run=runs),
 
 
 rule finetune:

@@ -43,7 +43,11 @@ def wheel(tmp_path_factory):
 
 def test_the_wheel_holds_every_module(wheel):
     inside = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("coincide/")}
-    files = {str(path.relative_to(REPO)) for path in (REPO / "coincide").rglob("*") if path.suffix in (".py", ".html")}
+    files = {
+        str(path.relative_to(REPO))
+        for path in (REPO / "coincide").rglob("*")
+        if path.suffix in (".py", ".html", ".css", ".js")
+    }
     assert inside == files
 
 

@@ -145,7 +145,7 @@ class Dataset(Section):
     follow_links: StrictBool = setting(
         True,
         "follow links in the images folder that lead out of it; false: reject the samples of such images",
-        stages=("manifest", "holdout_questions"),
+        stages=("manifest", "holdout_questions", "browser"),
     )
     shards: Count = setting(1, "number of extraction jobs", stages=("manifest", "shards"))
     max_rejected: Share = setting(
@@ -547,6 +547,19 @@ class TransferCheck(Section):
     seed: Size = setting(0, "seed of the draws and of the training")
 
 
+class Browser(Section):
+    """The cluster browser, which `snakemake browse` writes."""
+
+    STAGES = ("browser",)
+
+    members: Annotated[StrictInt, Field(ge=2, le=1000)] = setting(
+        40, "largest number of samples on the page of a cluster; kept samples have at most half of these places"
+    )
+    thumbnail_pixels: Annotated[StrictInt, Field(ge=16, le=1024)] = setting(
+        160, "largest width and height of the thumbnails"
+    )
+
+
 class Node(Section):
     """What a node of the cluster has, where the check before the first job (preflight) cannot see it."""
 
@@ -595,6 +608,7 @@ class Config(Section):
     target_model: TargetModel
     evaluation: Evaluation
     transfer_check: TransferCheck = TransferCheck()
+    browser: Browser = Browser()
     mini_mix: MiniMix = MiniMix()
     even_mix: EvenMix = EvenMix()
     clip_model: ClipModel = ClipModel()

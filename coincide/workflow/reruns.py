@@ -21,6 +21,7 @@ OTHER_RULES = {
     "summary": ("evaluate_model", "merge", "shares", CORESET),
     "figures": ("summary", "cluster_stats", "clusters", "merge", CORESET),
     "write_report": ("summary", "merge", "clusters", "cluster_stats", "figures", CORESET),
+    "browser": ("merge", "clusters", "cluster_stats", CORESET),
 }
 CONTENT_KEYED = ("finetune_model", "evaluate_model")  # they rerun only if the coreset has another content
 # what only some methods, budgets and tasks need
@@ -39,6 +40,7 @@ COLUMNS = {
     "models": ("finetune_model",),
     "evaluations": ("evaluate_model",),
     "report": ("summary", "figures", "write_report"),
+    "browser": ("browser",),
 }
 # What changes when a path does, and which jobs the entries of an expanded setting have. The first rules of each.
 READERS = {

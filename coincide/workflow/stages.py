@@ -66,6 +66,7 @@ VERSIONS = {
     "summary": 1,
     "figures": 1,
     "write_report": 1,
+    "browser": 1,
     "comparison": 1,
     "check_transfer": 1,
     "estimate_cost": 1,

@@ -5,7 +5,7 @@ import re
 import pytest
 from conftest import REPO
 
-TARGETS = ("check", "estimate", "select", "finetune", "evaluate", "report", "comparison", "transfer_check")
+TARGETS = ("check", "estimate", "select", "browse", "finetune", "evaluate", "report", "comparison", "transfer_check")
 SMALL = REPO / "tests/config/small.yaml"
 CONFIGS = {"comparison": REPO / "config/study-small.yaml"}  # comparison requires several runs
 
