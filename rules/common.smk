@@ -168,6 +168,25 @@ def full_coreset(name):
     )
 
 
+def compared_tables(table):
+    """A table of both sides of `snakemake compare`: manifest, clusters, or a list of coresets."""
+    first, second = named_sides()
+    if table == "coresets":
+        return [
+            path for pair in compared_pairs(first, second).values() for path in pair
+        ]
+    return getattr(first, table), getattr(second, table)
+
+
+@cache
+def named_sides():
+    """The two sides that `snakemake compare` compares."""
+    try:
+        return compared_sides(runs)
+    except UserError as error:
+        raise WorkflowError(str(error))
+
+
 def browsed_coresets(run):
     """(method, fraction) of the coresets that the browser shows; coincide first, by which it chooses samples."""
     chosen = [pair for pair in selections(run) if pair[0] != "full"]
@@ -262,7 +281,13 @@ def shared_benchmark_folders(run):
 
 def requested_texts():
     """The texts that this start wrote for the user to read."""
-    names = ["summary.md", "estimate.md", "comparison.md", "transfer_check.md"]
+    names = [
+        "summary.md",
+        "estimate.md",
+        "comparison.md",
+        "transfer_check.md",
+        "compare.md",
+    ]
     if any(job.rule.name == "check" for job in workflow.dag.jobs):
         names.append("preflight.md")
     return [

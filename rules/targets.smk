@@ -1,5 +1,5 @@
 # The targets that people ask for: snakemake … check | estimate | select | browse | finetune | evaluate | report |
-# comparison | transfer_check. Where a target has the word of a stage, the rule that does the work is a verb with its object:
+# comparison | compare | transfer_check. Where a target has the word of a stage, the rule that does the work is a verb with its object:
 # finetune is every finetune_model.
 
 
@@ -13,6 +13,7 @@ localrules:
     finetune,
     evaluate,
     report,
+    compare,
     transfer_check,
 
 
@@ -52,6 +53,11 @@ rule evaluate:
 rule report:
     input:
         expand("results/{run}/report.html", run=runs),
+
+
+rule compare:
+    input:
+        f"{COMPARED}/compare.md",
 
 
 rule transfer_check:

@@ -599,6 +599,11 @@ class Config(Section):
     replicates: list[Size] = setting(
         [], "seeds: each run is repeated per seed, with its own clusters, draws and training"
     )
+    compare: Annotated[list[StrictStr], Field(max_length=2)] = setting(
+        [],
+        "two runs or two coresets for `snakemake compare`: names of runs, or folders such as results/<run> and "
+        "results/<run>/coresets/<method>/<fraction>; []: the first two runs of the config",
+    )
     variant: StrictStr = setting("", "label that tells runs apart in a comparison; filled in for replicates")
     replicate: Size = setting(0, "number of the run among the replicates of its variant; filled in")
     dataset: Dataset
@@ -617,6 +622,12 @@ class Config(Section):
     )
     modules: Modules = Modules()
     node: Node = Node()
+
+    @model_validator(mode="after")
+    def _compares_two(self):
+        if len(self.compare) == 1:
+            raise ValueError(f"compare has one name, {self.compare[0]}; give two runs or two coresets, or []")
+        return self
 
     @model_validator(mode="after")
     def _no_duplicates(self):

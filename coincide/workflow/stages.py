@@ -69,6 +69,7 @@ VERSIONS = {
     "browser": 1,
     "comparison": 1,
     "check_transfer": 1,
+    "compare_coresets": 1,
     "estimate_cost": 1,
 }
 CORESET_STAGES = {"coincide": "coincide_coreset", "full": "full_coreset"}
