@@ -8,12 +8,13 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from formats import FORMATS, write
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from coincide.base.errors import UserError
-from coincide.base.sections import Browser
+from coincide.base.sections import Browser, Dataset
 from coincide.dataset.formats import open_dataset
 from coincide.reporting.browser import (
     CHARACTERS_PER_SAMPLE,
@@ -231,3 +232,33 @@ def test_tables_of_different_samples_are_refused(tmp_path):
             tmp_path / "browser", run="x", manifest=table, clusters=clusters, cluster_stats=table, centroids=np.eye(1),
             coresets={}, dataset=None, images=tmp_path, settings=Browser(),
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_texts_and_images_of_every_format_are_shown(kind, tiny_data, tmp_path):
+    records, images = tiny_data
+    annotations = write(kind, records, images, tmp_path / "data")
+    folders = Dataset(annotations=str(annotations), images=str(images)).image_folders
+    ids = pd.Series([f"sample {i}" for i in range(len(records))])
+    write_browser(
+        tmp_path / "browser",
+        run="test",
+        manifest=pd.DataFrame({"sample_id": ids, "source": "x", "position": range(len(ids))}),
+        clusters=pd.DataFrame({"sample_id": ids, "cluster": np.arange(len(ids)) % 2, "similarity": 0.5}),
+        cluster_stats=pd.DataFrame({"size": [12, 12], "transferability": 0.5, "density": 0.5, "share": 0.5}),
+        centroids=np.eye(2),
+        coresets={("coincide", "0.1"): pd.DataFrame({"sample_id": ids[:2], "rank": [0, 1]})},
+        dataset=open_dataset(annotations),
+        images=folders,
+        settings=Browser(),
+        threads=2,
+    )
+    _, pages = read_script(tmp_path / "browser/samples/0000.js")
+    _, thumbnails = read_script(tmp_path / "browser/images/0000.js")
+    assert all(thumbnails)
+    members = {member["id"]: member for page in pages for member in page["members"]}
+    for i, record in enumerate(records):
+        member = members[f"sample {i}"]
+        expected = [turn["value"].replace("<image>\n", "") for turn in record["conversations"]]
+        assert [text for _, text in member["turns"]] == expected
+        assert len(member["images"]) == ("image" in record)
