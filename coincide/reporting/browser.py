@@ -109,7 +109,7 @@ def write_browser(
     with replacing(folder) as temporary, tempfile.TemporaryFile(dir=temporary.parent) as file:
         temporary.mkdir()
         content = _collect(samples["position"].to_numpy(), dataset, images, settings, follow_links, threads, file)
-        words = distinctive_words(content.texts(span) for span in spans)
+        words = distinctive_words(_texts(spans, content))
         groups = group_clusters([len(span) for span in spans])
         data = {
             "run": run,
@@ -338,6 +338,15 @@ def make_thumbnail(images: ImageFolders, name: str, pixels: int, *, follow_links
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", quality=WEBP_QUALITY)
     return buffer.getvalue()
+
+
+def _texts(spans, content):
+    """The texts of each cluster's samples."""
+    progress = Progress(len(spans), "finding words", unit="clusters")
+    for span in spans:
+        yield content.texts(span)
+        progress.update(1)
+    progress.close()
 
 
 def _shortened(record, thumbnails):

@@ -181,6 +181,7 @@ def test_the_page_of_a_cluster_shows_picks_in_their_order_and_neighbours(browser
         assert page.locator(".member").count() == len(kept)
         sizes = page.locator(".member img").evaluate_all("images => images.map(image => image.naturalWidth)")
         assert set(sizes) == {60}
+        assert page.locator("#columns [data-sort=kept]").text_content() == "Budget"
         page.locator("#coreset").select_option(label="random, 50%")
         page.get_by_role("button", name="all", exact=True).click()
         other = sum(any(pick[0] == 1 for pick in member["picks"]) for member in found["members"])
@@ -188,6 +189,9 @@ def test_the_page_of_a_cluster_shows_picks_in_their_order_and_neighbours(browser
         page.locator(".panel a").first.click()
         page.wait_for_function("() => location.hash.includes('coreset=1')")
         assert f"cluster/{found['nearest'][0][0]}?" in page.url
+        page.locator("#back").click()
+        page.wait_for_selector(".row")
+        assert page.locator("#columns [data-sort=kept]").text_content() == "Kept"
 
 
 def test_a_long_conversation_is_shown_whole_on_request(browser, address):

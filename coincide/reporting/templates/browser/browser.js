@@ -208,6 +208,8 @@ const coincideBrowser = (() => {
     $("nothing").hidden = order.length > 0;
     const all = data.size.length;
     $("count").textContent = order.length === all ? `${integer(all)} clusters` : `${integer(order.length)} of ${integer(all)} clusters`;
+    const keptLabel = data.coresets[state.coreset].method === "coincide" ? "Budget" : "Kept";
+    for (const named of document.querySelectorAll("#columns [data-sort=kept], #sort [value=kept]")) named.textContent = keptLabel;
     for (const button of $("columns").querySelectorAll("button")) {
       const isSorted = button.dataset.sort === state.sort;
       const direction = state.descending ? "descending" : "ascending";
@@ -291,7 +293,7 @@ const coincideBrowser = (() => {
 
   function panels(page, size) {
     const nearest = page.nearest.map(([other, cosine]) =>
-      element("li", {}, element("a", { href: address(other), title: nameOf(other) }, nameOf(other)), element("span", { class: "quiet" }, `cosine ${cosine.toFixed(2)}`)),
+      element("li", {}, element("a", { href: address(other), title: nameOf(other) }, nameOf(other)), element("span", { class: "quiet" }, `cosine ${cosine.toFixed(3)}`)),
     );
     const sources = page.sources.map(([source, count, kept]) =>
       element("li", {}, element("span", { title: data.sources[source] }, data.sources[source]), element("span", { class: "quiet" }, `${integer(count)} (${percent(count, size)})${state.coreset ? "" : `, ${integer(kept)} kept`}`)),
@@ -333,7 +335,7 @@ const coincideBrowser = (() => {
     return element(
       "li",
       { class: `member${pick ? " kept" : ""}` },
-      element("div", { class: "badge" }, badge, element("span", {}, `similarity ${member.similarity.toFixed(2)}`)),
+      element("div", { class: "badge" }, badge, element("span", {}, `similarity ${member.similarity.toFixed(3)}`)),
       pictures.length ? element("div", { class: "pictures" }, ...pictures) : null,
       element("div", { class: "turns" }, ...turns),
       element("div", { class: "origin" }, `${member.id} · ${data.sources[member.source]}${rank}`),
