@@ -2,7 +2,8 @@
 
 Browsers do not let a page read files of its folder, but let it load scripts. So all data are scripts that register
 themselves by name: `clusters.js` has the list of clusters, `samples/NNNN.js` the samples of a group of clusters and
-`images/NNNN.js` their thumbnails. A page loads only the groups that it shows.
+`images/NNNN.js` their thumbnails. `previews/NNN.js` has a strip of images per cluster for the list. A page loads only
+what it shows.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from PIL import Image, ImageOps
 
 from coincide.base.errors import UserError
 from coincide.base.files import replacing
@@ -43,6 +45,8 @@ IMAGES_PER_SAMPLE = 4
 SOURCES_PER_CLUSTER = 8
 NEAREST = 8
 WEBP_QUALITY = 60
+PREVIEW_IMAGES, PREVIEW_PIXELS = 3, 48  # images of the strip of a cluster, and their width and height
+PREVIEWS_PER_FILE = 200  # of clusters with adjacent shares, as the list is sorted at first
 RECORDS_PER_BATCH = 256
 CENTROIDS_PER_BLOCK = 512
 
@@ -79,7 +83,7 @@ def write_browser(
         images: folders that image names are relative to (see `open_image`).
         settings: section of the config.
         follow_links: follow links in the images folder that lead out of it.
-        threads: threads that make thumbnails.
+        threads: threads that make thumbnails; Pillow decodes and encodes in parallel.
 
     Raises:
         UserError: the tables of samples and of clusters have different samples.
@@ -111,6 +115,9 @@ def write_browser(
         content = _collect(samples["position"].to_numpy(), dataset, images, settings, follow_links, threads, file)
         words = distinctive_words(_texts(spans, content))
         groups = group_clusters([len(span) for span in spans])
+        by_share = np.argsort(-cluster_stats["share"].to_numpy(), kind="stable")
+        preview_places = np.empty(k, np.int64)
+        preview_places[by_share] = np.arange(k)
         data = {
             "run": run,
             "samples": len(ids),
@@ -122,6 +129,8 @@ def write_browser(
             "words": words,
             "cluster_sources": [[counts[:2] for counts in cluster] for cluster in source_counts],
             "group": groups.tolist(),
+            "preview": preview_places.tolist(),
+            "previews_per_file": PREVIEWS_PER_FILE,
         }
         _write_script(temporary / "clusters.js", "clusters", data)
         nearest = nearest_clusters(centroids, sizes)
@@ -135,6 +144,7 @@ def write_browser(
             for cluster, span in enumerate(spans)
         )
         _write_groups(temporary, pages, groups, content)
+        _write_previews(temporary, [spans[cluster] for cluster in by_share], content, threads)
         template = files("coincide.reporting") / "templates/browser"
         for name in PAGE_FILES:
             (temporary / name).write_bytes((template / name).read_bytes())
@@ -335,9 +345,7 @@ def make_thumbnail(images: ImageFolders, name: str, pixels: int, *, follow_links
     except ImageError:
         return b""
     image.thumbnail((pixels, pixels))
-    buffer = io.BytesIO()
-    image.save(buffer, "WEBP", quality=WEBP_QUALITY)
-    return buffer.getvalue()
+    return _webp(image)
 
 
 def _texts(spans, content):
@@ -399,6 +407,44 @@ def _write_groups(folder, pages, groups, content):
             _write_script(folder / f"{kind}/{group:04d}.js", f"{kind}/{group:04d}", data)
         progress.update(len(group_pages))
     progress.close()
+
+
+def _write_previews(folder, spans, content, threads):
+    """Write the strips of clusters, in this order."""
+
+    def encoded_strip(span):
+        numbers = (image for sample in span for image in content.record(sample)["images"][:1])
+        thumbnails = filter(None, map(content.thumbnail, numbers))
+        strip = make_strip(islice(thumbnails, PREVIEW_IMAGES))
+        return base64.b64encode(strip).decode() or None
+
+    with ThreadPoolExecutor(threads) as pool:
+        for start in range(0, len(spans), PREVIEWS_PER_FILE):
+            name = f"previews/{start // PREVIEWS_PER_FILE:03d}"
+            strips = list(pool.map(encoded_strip, spans[start : start + PREVIEWS_PER_FILE]))
+            _write_script(folder / f"{name}.js", name, strips)
+
+
+def make_strip(thumbnails: Iterable[bytes]) -> bytes:
+    """Images side by side, each cut to a square, as WebP; empty without images.
+
+    Args:
+        thumbnails: encoded images.
+    """
+    square = (PREVIEW_PIXELS, PREVIEW_PIXELS)
+    tiles = [ImageOps.fit(Image.open(io.BytesIO(thumbnail)), square) for thumbnail in thumbnails]
+    if not tiles:
+        return b""
+    strip = Image.new("RGB", (PREVIEW_PIXELS * len(tiles), PREVIEW_PIXELS))
+    for place, tile in enumerate(tiles):
+        strip.paste(tile, (PREVIEW_PIXELS * place, 0))
+    return _webp(strip)
+
+
+def _webp(image):
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=WEBP_QUALITY)
+    return buffer.getvalue()
 
 
 def _numbers(values):

@@ -182,6 +182,11 @@ def test_members_have_their_texts_images_and_picks(site):
     image = Image.open(io.BytesIO(base64.b64decode(thumbnails[red[0]])))
     assert (image.format, image.size) == ("WEBP", (160, 40))
     assert thumbnails[missing[0]] is None
+    _, previews = read_script(folder / "previews/000.js")
+    strip = Image.open(io.BytesIO(base64.b64decode(previews[clusters["preview"][0]])))
+    assert strip.size == (96, 48)  # one image per sample, without the one that is missing
+    assert [np.argmax(strip.getpixel((x, 24))) for x in (24, 72)] == [2, 0]  # blue, then red
+    assert previews[clusters["preview"][1]] is None
 
 
 def test_an_image_is_decoded_once_for_all_groups(site, tmp_path, monkeypatch):

@@ -102,7 +102,7 @@ def test_the_list_has_only_the_rows_of_the_window(browser, address):
         assert page.locator(".row").count() < 40
 
 
-@pytest.mark.parametrize(("label", "cell"), [("Size", 1), ("Budget", 2), ("Transferability", 4), ("Density", 5)])
+@pytest.mark.parametrize(("label", "cell"), [("Size", 2), ("Budget", 3), ("Transferability", 5), ("Density", 6)])
 def test_the_list_is_sorted_by_a_column_in_both_directions(browser, address, label, cell):
     with open_page(browser, address) as page:
         for descending in (True, False):
@@ -115,14 +115,23 @@ def test_the_list_is_sorted_by_a_column_in_both_directions(browser, address, lab
 
 def test_the_list_is_sorted_by_share_at_first_and_by_words_and_source(browser, address):
     with open_page(browser, address) as page:
-        shares = [float(row[3].rstrip("%")) for row in first_rows(page)]
+        shares = [float(row[4].rstrip("%")) for row in first_rows(page)]
         assert shares == sorted(shares, reverse=True)
         page.get_by_role("button", name="Words").click()
-        names = [row[0].split("\n")[0] for row in first_rows(page)]
+        names = [row[1].split("\n")[0] for row in first_rows(page)]
         assert len(set(names)) == len(names)
         assert names == sorted(names)
         page.get_by_role("button", name="Source").click()
-        assert MARKUP in first_rows(page)[0][0]  # "<" is sorted before letters
+        assert MARKUP in first_rows(page)[0][1]  # "<" is sorted before letters
+
+
+def test_rows_have_previews_of_their_images(browser, address):
+    with open_page(browser, address) as page:
+        page.wait_for_function("() => [...document.querySelectorAll('.row .preview img')].every(image => image.src)")
+        sizes = page.locator(".preview img").evaluate_all("images => images.map(image => image.naturalWidth)")
+        assert set(sizes) == {3 * 48}
+        page.evaluate("window.scrollTo(0, 12000)")
+        page.wait_for_selector('.row[aria-rowindex="202"] .preview img[src]')
 
 
 def test_search_finds_words_sources_and_numbers(browser, address):
@@ -130,11 +139,11 @@ def test_search_finds_words_sources_and_numbers(browser, address):
         page.keyboard.press("/")
         page.keyboard.type("topic123")
         assert page.locator("#count").inner_text() == "1 of 400 clusters"
-        assert "topic123" in first_rows(page)[0][0]
+        assert "topic123" in first_rows(page)[0][1]
         page.locator("#search").fill("#17")
         assert page.locator("#count").inner_text() == "11 of 400 clusters"  # 17 and 170 to 179
         page.locator("#search").fill("source-3 TOPIC12")
-        assert {row[0].split("\n")[0].split(" ")[0] for row in first_rows(page)} <= {"topic123", "topic128", "an"}
+        assert {row[1].split("\n")[0].split(" ")[0] for row in first_rows(page)} <= {"topic123", "topic128", "an"}
         page.locator("#search").fill("nothing like it")
         assert page.locator("#nothing").is_visible()
         page.locator("#search").fill("")

@@ -5,7 +5,10 @@
 const coincideBrowser = (() => {
   const $ = (id) => document.getElementById(id);
   const PACKS_KEPT = 12; // groups of samples or thumbnails in memory, some MB each
+  const PREVIEWS_KEPT = 40; // files of previews in memory, half a MB each
+  const PREVIEW_DELAY = 120; // milliseconds without scrolling before previews are loaded
   const OVERSCAN = 8; // rows beyond the edges of the window
+  const SOURCES_IN_MENU = 1000; // more are found by the search
   const SPEAKERS = { human: "Question", gpt: "Answer", system: "System" };
   const INTEGER = new Intl.NumberFormat("en");
   const SORTS = {
@@ -23,6 +26,7 @@ const coincideBrowser = (() => {
   let data = null; // clusters.js
   let haystacks = []; // what the search looks through, per cluster
   const packs = new Map(); // name -> promise of a script's data, the last used at the end
+  const previews = new Map(); // the same, of previews
   const arrivals = new Map(); // name -> function that receives the data
 
   function add(name, content) {
@@ -30,25 +34,25 @@ const coincideBrowser = (() => {
     else arrivals.get(name)?.(content);
   }
 
-  function load(name) {
-    let pack = packs.get(name);
-    packs.delete(name);
+  function load(name, kept = packs, limit = PACKS_KEPT) {
+    let pack = kept.get(name);
+    kept.delete(name);
     pack ??= new Promise((resolve, reject) => {
       arrivals.set(name, resolve);
       const script = document.createElement("script");
       script.src = `${name}.js`;
       script.onload = () => script.remove();
       script.onerror = () => {
-        packs.delete(name);
+        kept.delete(name);
         script.remove();
         reject(new Error(`${name}.js is missing or cannot be read`));
       };
       document.head.append(script);
     });
-    packs.set(name, pack);
-    if (packs.size > PACKS_KEPT) {
-      const oldest = packs.keys().next().value;
-      packs.delete(oldest);
+    kept.set(name, pack);
+    if (kept.size > limit) {
+      const oldest = kept.keys().next().value;
+      kept.delete(oldest);
       arrivals.delete(oldest);
     }
     return pack;
@@ -160,6 +164,7 @@ const coincideBrowser = (() => {
     const row = element(
       "div",
       { class: "row", role: "row", "aria-rowindex": number + 2 },
+      element("div", { role: "cell", class: "preview" }, element("img", { alt: "", "data-cluster": cluster })),
       element(
         "div",
         { role: "cell", class: "name" },
@@ -177,7 +182,7 @@ const coincideBrowser = (() => {
   }
 
   // Only the rows near the window exist.
-  function updateRows() {
+  function updateRows(previewDelay = PREVIEW_DELAY) {
     const top = -$("rows").getBoundingClientRect().top;
     const first = Math.max(0, Math.floor(top / rowHeight) - OVERSCAN);
     const last = Math.min(order.length - 1, Math.ceil((top + innerHeight) / rowHeight) + OVERSCAN);
@@ -195,6 +200,27 @@ const coincideBrowser = (() => {
       }
     }
     $("rows").append(...added);
+    clearTimeout(previewTimer);
+    previewTimer = setTimeout(showPreviews, previewDelay);
+  }
+
+  let previewTimer = 0;
+
+  function showPreviews() {
+    if (!$("columns").firstChild.offsetWidth) return; // a narrow window has no previews
+    for (const row of rows.values()) {
+      const image = row.querySelector(".preview img:not([src])");
+      if (!image) continue;
+      const place = data.preview[image.dataset.cluster];
+      const file = String(Math.floor(place / data.previews_per_file)).padStart(3, "0");
+      load(`previews/${file}`, previews, PREVIEWS_KEPT).then(
+        (strips) => {
+          const strip = strips[place % data.previews_per_file];
+          if (strip) image.src = `data:image/webp;base64,${strip}`;
+        },
+        () => {}, // the list is complete without its previews
+      );
+    }
   }
 
   function showList() {
@@ -224,7 +250,7 @@ const coincideBrowser = (() => {
     $("source").value = state.source;
     $("sort").value = state.sort;
     $("direction").textContent = state.descending ? "↓" : "↑";
-    updateRows();
+    updateRows(0);
   }
 
   function sortBy(sort) {
@@ -404,16 +430,19 @@ const coincideBrowser = (() => {
 
   function start(content) {
     data = content;
+    data.sources = data.sources.map((name) => name || "(no name)");
     haystacks = data.size.map((_, cluster) => [data.words[cluster].join(" "), ...sourcesOf(cluster), `cluster ${cluster}`, `#${cluster}`].join("\n").toLowerCase());
     $("run").textContent = data.run;
     $("coreset").append(...data.coresets.map((coreset, i) => element("option", { value: i }, coresetLabel(coreset))));
     $("coreset-field").hidden = data.coresets.length < 2;
     const named = [...data.sources].sort(new Intl.Collator().compare);
-    $("source").append(element("option", { value: "" }, "All sources"), ...named.map((name) => element("option", { value: name }, name)));
-    $("source").hidden = named.length < 2;
+    const hasMenu = named.length > 1 && named.length <= SOURCES_IN_MENU;
+    if (hasMenu) $("source").append(element("option", { value: "" }, "All sources"), ...named.map((name) => element("option", { value: name }, name)));
+    $("source").hidden = !hasMenu;
     $("sort").append(...Object.entries(SORTS).map(([sort, { label }]) => element("option", { value: sort }, label)));
     const button = (sort) => element("button", { type: "button", "data-sort": sort, onclick: () => sortBy(sort) }, SORTS[sort].label);
     $("columns").append(
+      element("div", { role: "columnheader", class: "preview" }, element("span", { class: "hidden" }, "Images")),
       element("div", { role: "columnheader" }, button("words"), button("source")),
       ...["size", "kept", "share", "transferability", "density"].map((sort) => element("div", { role: "columnheader" }, button(sort))),
     );
