@@ -21,7 +21,7 @@ coresets = {
 }
 write_browser(
     snakemake.output[0],
-    run=config.run,
+    run=snakemake.wildcards.run,
     manifest=pd.read_parquet(inputs.manifest, columns=["sample_id", "source", "position"]),
     clusters=pd.read_parquet(inputs.clusters),
     cluster_stats=pd.read_parquet(inputs.cluster_stats),
