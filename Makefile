@@ -11,7 +11,7 @@ CONFIG ?=
 SNAKEMAKE = $(BIN)/snakemake --profile profiles/local $(if $(CONFIG),--configfile $(CONFIG))
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo check status slurm-profile test test-models models test-slurm test-gpu lint schema cluster-table envs lock clean
+.PHONY: demo check status slurm-profile test test-models models test-slurm test-gpu lint schema cluster-table site envs lock clean
 
 demo: $(VENV)/ready
 	$(SNAKEMAKE)
@@ -66,9 +66,13 @@ schema: $(VENV)/ready
 	$(BIN)/python -c "from coincide.workflow.config_reference import reference; print(reference(), end='')" > config/README.md
 	$(BIN)/python -c "from pathlib import Path; from coincide.workflow.reruns import with_table; page = Path('docs/reruns.md'); page.write_text(with_table(page.read_text()))"
 
-# the tables of docs/cluster.md: what the jobs of the paper's recipes ask of a cluster
+# the tables of docs/cluster.md and docs/sizing.md: what the jobs of the paper's recipes need
 cluster-table: $(VENV)/ready
-	$(BIN)/python -m coincide.workflow.demand_table docs/cluster.md
+	$(BIN)/python -m coincide.workflow.demand_table .
+
+# the documentation as a site: build/site/index.html, which needs no network
+site: $(VENV)/ready-dev
+	$(BIN)/mkdocs build --strict
 
 # envs/*.yaml, from requirements.lock
 envs: $(VENV)/ready

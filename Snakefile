@@ -28,6 +28,12 @@ from coincide.workflow.config import (
     check_workflow_folder,
     demo_settings,
 )
+from coincide.workflow.console import (
+    Console,
+    coreset_lines,
+    is_quiet,
+    quieten_snakemake,
+)
 from coincide.workflow.content import changed_dataset_text, dataset_content, kept_text
 from coincide.workflow.job import offer_package
 from coincide.workflow.job_resources import RESOURCES, JobResources
@@ -72,6 +78,13 @@ COMPARED = comparison_folder(runs)
 # Scripts read their settings from here, by run, with defaults filled in. The settings that change results are also
 # params of the rule, so that a new value reruns it.
 config = {run: runs.configs[run].model_dump() for run in runs}
+console = []  # prints the progress, once jobs start
+if (
+    workflow.is_main_process
+    and workflow.modifier.is_main_snakefile()
+    and is_quiet(workflow.output_settings)
+):
+    quieten_snakemake(running=False)
 
 
 wildcard_constraints:
@@ -132,6 +145,10 @@ onstart:
     except UserError as error:
         raise WorkflowError(str(error))
     write_plans(folders, *planned_jobs(), next(iter(log), ""))
+    if is_quiet(workflow.output_settings):
+        quieten_snakemake(running=True)
+        console.append(Console(folders))
+        console[0].begin()
     planned_results.update(
         (job.rule.name, str(job.output[0])) for job in training_jobs()
     )
@@ -144,11 +161,15 @@ onstart:
 
 onsuccess:
     finish_plans(f"results/{run}" for run in runs)
+    for shown in console:
+        shown.end()
     executed = [
         str(job.output[0]) for job in workflow.dag.finished_jobs if job.output
     ]
     if text := kept_text(planned_results, executed):
         print(text)
+    for line in requested_coresets():
+        print(line)
     for path in requested_texts():
         print(open(path).read())
     for path in browser_pages():
@@ -158,4 +179,6 @@ onsuccess:
 onerror:
     from coincide.workflow.status import outcome
 
+    for shown in console:
+        shown.end()
     print(*(outcome(f"results/{run}") for run in runs), sep="\n", file=sys.stderr)

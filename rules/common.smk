@@ -304,6 +304,22 @@ def browser_pages():
     return [f"{job.output[0]}/index.html" for job in browsers]
 
 
+def requested_coresets():
+    """Lines on the coresets that this start was asked for: where they are, how many samples they have."""
+    lines = []
+    for run in runs:
+        paths = [
+            path
+            for job in workflow.dag.jobs
+            for path in job.output
+            if path in coresets(run, "coreset.json") and "/full/" not in path
+        ]
+        merge = runs.folder(run, "merge")
+        tables = [f"{merge}/manifest.parquet", f"{merge}/rejected.parquet"]
+        lines += coreset_lines(sorted(set(paths)), *tables) if paths else []
+    return lines
+
+
 @cache
 def job_resources():
     """Threads and resources of all jobs. Which executor runs them is known only after this file is read."""

@@ -25,15 +25,16 @@ MEMORY_ERRORS = re.compile(r"out of memory|MemoryError|Cannot allocate memory", 
 
 @dataclass(frozen=True)
 class JobStatus:
-    """A planned job, the attempts at it (oldest first) and its state (one of STATES)."""
+    """A planned job, the attempts at it (oldest first), its state (one of STATES), and if it was to run."""
 
     rule: str
-    name: str
+    log: str
     attempts: list[Attempt]
     state: str
+    to_run: bool
 
     def __str__(self) -> str:
-        return f"{self.rule} ({self.name})"
+        return f"{self.rule} ({Path(self.log).stem})"
 
 
 def job_state(
@@ -130,7 +131,7 @@ def status(folder: str | Path, slurm_logs: str | Path = SLURM_LOGS) -> str:
     Raises:
         FileNotFoundError: the run has no plan: it has never started.
     """
-    plan, jobs = _read_run(folder)
+    plan, jobs = read_run(folder)
     process = holder(folder)
     table = stage_table(jobs)
     state = "finished" if all(job.state == "done" for job in jobs) else "not running"
@@ -148,15 +149,19 @@ def status(folder: str | Path, slurm_logs: str | Path = SLURM_LOGS) -> str:
     return "\n".join(lines)
 
 
-def _read_run(folder):
-    """The plan of a run and the status of each of its jobs. Rules without a log only collect files: not counted."""
+def read_run(folder: str | Path) -> tuple[dict[str, Any], list[JobStatus]]:
+    """The plan of a run and the status of each of its jobs. Rules without a log only collect files: not counted.
+
+    Raises:
+        FileNotFoundError: the run has no plan: it has never started.
+    """
     plan = read_plan(folder)
     jobs = []
     for job in plan["jobs"]:
         if job["log"]:
             job_attempts = attempts(job["log"])
             state = job_state(job, job_attempts, plan["written"], run_finished="finished" in plan)
-            jobs.append(JobStatus(job["rule"], Path(job["log"]).stem, job_attempts, state))
+            jobs.append(JobStatus(job["rule"], job["log"], job_attempts, state, job["to_run"]))
     return plan, jobs
 
 
@@ -192,7 +197,7 @@ def _failure(job, slurm_logs):
 def outcome(folder: str | Path) -> str:
     """One line on how a run ended: done, or what failed and why."""
     try:
-        _, jobs = _read_run(folder)
+        _, jobs = read_run(folder)
     except FileNotFoundError:
         return f"{folder}: not started"
     if all(job.state == "done" for job in jobs):

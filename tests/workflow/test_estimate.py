@@ -84,4 +84,4 @@ def test_the_target_estimate_computes_no_stage_of_the_run(finished):
     assert "| extraction | 2 |" in output
     assert "| evaluation | 3 |" in output
     assert "not known" not in output
-    assert "2 of 2 steps" in output
+    assert "estimate_cost: done in" in output

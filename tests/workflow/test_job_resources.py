@@ -8,7 +8,7 @@ import yaml
 from conftest import REPO, Workplace
 from snakemake.utils import update_config
 
-from coincide.workflow.demand_table import recipe, recipe_sizes, with_tables
+from coincide.workflow.demand_table import recipe, recipe_sizes, tables_of_pages, with_tables
 from coincide.workflow.job_resources import JobResources, Sizes, demand, rules_with_demand
 from coincide.workflow.overlay import check_runs
 from coincide.workflow.stages import Runs
@@ -109,9 +109,10 @@ def test_every_rule_with_a_demand_exists_and_asks_for_it():
     assert set(re.findall(r'job_(?:needs|threads)\("(\w+)"\)', rules)) == set(rules_with_demand())
 
 
-def test_the_tables_of_the_cluster_page_are_current():
-    page = (REPO / "docs/cluster.md").read_text()
-    assert with_tables(page, REPO) == page, "run `make cluster-table`"
+def test_the_tables_of_the_documentation_are_current():
+    for name, tables in tables_of_pages(REPO).items():
+        page = (REPO / "docs" / name).read_text()
+        assert with_tables(page, tables) == page, "run `make cluster-table`"
 
 
 @pytest.mark.parametrize("name", ["llava665k", "vision_flan"])
