@@ -17,6 +17,11 @@ from coincide.base.gpus import machine_gpus
 from coincide.base.errors import UserError
 from coincide.base.sections import HOLDOUT
 from coincide.dataset.formats import expand_annotations, is_json
+from coincide.workflow.compared_coresets import (
+    compared_pairs,
+    compared_sides,
+    comparison_folder,
+)
 from coincide.workflow.config import (
     EVEN_MIX,
     MINI_MIX,
@@ -75,6 +80,7 @@ try:
 except UserError as error:
     raise WorkflowError(str(error))
 COMPARISON = f"results/{config['run']}-comparison"
+COMPARED = comparison_folder(runs)
 # Scripts read their settings from here, by run, with defaults filled in. The settings that change results are also
 # params of the rule, so that a new value reruns it.
 config = {run: runs.configs[run].model_dump() for run in runs}
@@ -174,6 +180,8 @@ onsuccess:
         print(line)
     for path in requested_texts():
         print(open(path).read())
+    for path in browser_pages():
+        print(f"the clusters with their samples: {path}")
 
 
 onerror:

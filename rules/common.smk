@@ -269,6 +269,31 @@ def manifest_of_full_data(wildcards):
     return ancient(stage_output("merge", "manifest.parquet")(wildcards))
 
 
+def compared_tables(table):
+    """A table of both sides of `snakemake compare`: manifest, clusters, or a list of coresets."""
+    first, second = named_sides()
+    if table == "coresets":
+        return [
+            path for pair in compared_pairs(first, second).values() for path in pair
+        ]
+    return getattr(first, table), getattr(second, table)
+
+
+@cache
+def named_sides():
+    """The two sides that `snakemake compare` compares."""
+    try:
+        return compared_sides(runs)
+    except UserError as error:
+        raise WorkflowError(str(error))
+
+
+def browsed_coresets(run):
+    """(method, fraction) of the coresets that the browser shows; coincide first, by which it chooses samples."""
+    chosen = [pair for pair in selections(run) if pair[0] != "full"]
+    return sorted(chosen, key=lambda pair: pair[0] != "coincide")
+
+
 def coreset_datasets(run):
     """Every coreset in the format of the dataset, unless that is JSON."""
     if is_json(runs.setting(run, "dataset.annotations")):
@@ -349,7 +374,13 @@ def shared_benchmark_folders(run):
 
 def requested_texts():
     """The texts that this start wrote for the user to read."""
-    names = ["summary.md", "estimate.md", "comparison.md", "transfer_check.md"]
+    names = [
+        "summary.md",
+        "estimate.md",
+        "comparison.md",
+        "transfer_check.md",
+        "compare.md",
+    ]
     if any(job.rule.name == "check" for job in workflow.dag.jobs):
         names.append("preflight.md")
     return [
@@ -358,6 +389,12 @@ def requested_texts():
         for path in job.output
         if os.path.basename(path) in names and os.path.exists(path)
     ]
+
+
+def browser_pages():
+    """The cluster browsers that this start wrote or found complete."""
+    browsers = [job for job in workflow.dag.jobs if job.rule.name == "browser"]
+    return [f"{job.output[0]}/index.html" for job in browsers]
 
 
 def requested_coresets():

@@ -1,4 +1,4 @@
-# Summary of the scores, and the report.
+# Summary of the scores, the report, and the cluster browser.
 
 
 rule summary:
@@ -87,3 +87,36 @@ rule write_report:
         annotation_digests=lambda wildcards: content_record(wildcards.run),
     script:
         "../workflow_scripts/write_report.py"
+
+
+# A static site: its folder can be copied, and index.html opens without a server
+rule browser:
+    input:
+        manifest=stage_output("merge", "manifest.parquet"),
+        clusters=stage_output("clusters", "clusters.parquet"),
+        centroids=stage_output("clusters", "centroids.parquet"),
+        cluster_stats="results/{run}/cluster_stats.parquet",
+        coresets=lambda wildcards: [
+            f"{runs.folder(wildcards.run, CORESET, method=m)}/coresets/{m}/{f}/coreset.parquet"
+            for m, f in browsed_coresets(wildcards.run)
+        ],
+        annotations=annotation_files,
+        images=image_folders,
+    output:
+        directory("results/{run}/browser"),
+    log:
+        "results/{run}/logs/browser.log",
+    benchmark:
+        "results/{run}/benchmarks/browser.tsv"
+    conda:
+        "../envs/reporting.yaml"
+    envmodules:
+        *MODULES.reporting,
+    threads: job_threads("browser")
+    resources:
+        **job_needs("browser"),
+    params:
+        **settings("browser"),
+        coresets=lambda wildcards: browsed_coresets(wildcards.run),
+    script:
+        "../workflow_scripts/browser.py"

@@ -1,4 +1,4 @@
-# Runs side by side, and the premise of the method.
+# Runs and coresets side by side, and the premise of the method.
 
 
 # All runs of the config side by side
@@ -32,6 +32,38 @@ rule comparison:
         learned_above=ANY_RUN.evaluation.learned_above,
     script:
         "../workflow_scripts/comparison.py"
+
+
+# Two runs, or two coresets: which samples they keep. No scores, so no training: those are compared by comparison.
+rule compare_coresets:
+    input:
+        manifest_a=lambda wildcards: compared_tables("manifest")[0],
+        manifest_b=lambda wildcards: compared_tables("manifest")[1],
+        clusters_a=lambda wildcards: compared_tables("clusters")[0],
+        clusters_b=lambda wildcards: compared_tables("clusters")[1],
+        coresets=lambda wildcards: compared_tables("coresets"),
+    output:
+        text=f"{COMPARED}/compare.md",
+        page=f"{COMPARED}/compare.html",
+        coresets=f"{COMPARED}/coresets.csv",
+        sources=f"{COMPARED}/sources.csv",
+        clusters=f"{COMPARED}/clusters.csv",
+    log:
+        f"{COMPARED}/compare_coresets.log",
+    benchmark:
+        f"{COMPARED}/compare_coresets.tsv"
+    conda:
+        "../envs/reporting.yaml"
+    envmodules:
+        *MODULES.reporting,
+    resources:
+        **job_needs("compare_coresets"),
+    params:
+        version=VERSIONS["compare_coresets"],
+        names=lambda wildcards: [side.name for side in named_sides()],
+        pairs=lambda wildcards: compared_pairs(*named_sides()),
+    script:
+        "../workflow_scripts/compare_coresets.py"
 
 
 # The premise of the method, measured: finetune on one cluster, evaluate on the others

@@ -1,6 +1,6 @@
-# The targets that people ask for: snakemake … check | estimate | select | export | finetune | evaluate | report |
-# comparison | transfer_check. Where a target has the word of a stage, the rule that does the work is a verb with its
-# object: finetune is every finetune_model.
+# The targets that people ask for: snakemake … check | estimate | select | export | browse | finetune | evaluate | report |
+# comparison | compare | transfer_check. Where a target has the word of a stage, the rule that does the work is a verb
+# with its object: finetune is every finetune_model.
 
 
 localrules:
@@ -10,9 +10,11 @@ localrules:
     estimate,
     select,
     export,
+    browse,
     finetune,
     evaluate,
     report,
+    compare,
     transfer_check,
 
 
@@ -38,6 +40,12 @@ rule export:
         [coresets(run, "export", full=False) for run in runs],
 
 
+# Not in the default targets: it opens every image that it shows once more, and its folder can have gigabytes
+rule browse:
+    input:
+        expand("results/{run}/browser", run=runs),
+
+
 rule finetune:
     input:
         [finetuned_models(run) for run in runs],
@@ -51,6 +59,11 @@ rule evaluate:
 rule report:
     input:
         expand("results/{run}/report.html", run=runs),
+
+
+rule compare:
+    input:
+        f"{COMPARED}/compare.md",
 
 
 rule transfer_check:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -129,6 +130,14 @@ def finished(tmp_path_factory):
     assert code == 0, output
     workplace.output = output
     return workplace
+
+
+def copy_of(finished, folder):
+    """A working folder with a copy of a finished run, in which modification times are kept."""
+    shutil.copytree(finished.folder, folder, symlinks=True, dirs_exist_ok=True)
+    copy = Workplace.__new__(Workplace)
+    copy.folder = folder
+    return copy
 
 
 def write_dataset(folder, records):

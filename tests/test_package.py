@@ -25,6 +25,7 @@ assert len(coreset.indices) == 12
 from coincide.reporting import report
 from importlib.resources import files
 assert files("coincide.reporting").joinpath("templates/report.html").is_file()
+assert files("coincide.reporting").joinpath("templates/browser/browser.js").is_file()
 """
 
 

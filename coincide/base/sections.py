@@ -189,7 +189,7 @@ class Dataset(Section):
     follow_links: StrictBool = setting(
         True,
         "follow links in the images folder that lead out of it; false: reject the samples of such images",
-        stages=("manifest", "holdout_questions", "image_hashes", "leaks"),
+        stages=("manifest", "holdout_questions", "image_hashes", "leaks", "browser"),
     )
     shards: Count = setting(1, "number of extraction jobs", stages=("manifest", "screen", "shards"))
     max_rejected: Share = setting(
@@ -727,6 +727,19 @@ class TransferCheck(Section):
     seed: Size = setting(0, "seed of the draws and of the training")
 
 
+class Browser(Section):
+    """The cluster browser, which `snakemake browse` writes."""
+
+    STAGES = ("browser",)
+
+    members: Annotated[StrictInt, Field(ge=2, le=1000)] = setting(
+        40, "largest number of samples on the page of a cluster; kept samples have at most half of these places"
+    )
+    thumbnail_pixels: Annotated[StrictInt, Field(ge=16, le=1024)] = setting(
+        160, "largest width and height of the thumbnails"
+    )
+
+
 class Node(Section):
     """What a node of the cluster has, where the check before the first job (preflight) cannot see it."""
 
@@ -766,6 +779,11 @@ class Config(Section):
     replicates: list[Size] = setting(
         [], "seeds: each run is repeated per seed, with its own clusters, draws and training"
     )
+    compare: Annotated[list[StrictStr], Field(max_length=2)] = setting(
+        [],
+        "two runs or two coresets for `snakemake compare`: names of runs, or folders such as results/<run> and "
+        "results/<run>/coresets/<method>/<fraction>; []: the first two runs of the config",
+    )
     variant: StrictStr = setting("", "label that tells runs apart in a comparison; filled in for replicates")
     replicate: Size = setting(0, "number of the run among the replicates of its variant; filled in")
     dataset: Dataset
@@ -775,6 +793,7 @@ class Config(Section):
     target_model: TargetModel
     evaluation: Evaluation
     transfer_check: TransferCheck = TransferCheck()
+    browser: Browser = Browser()
     mini_mix: MiniMix = MiniMix()
     even_mix: EvenMix = EvenMix()
     clip_model: ClipModel = ClipModel()
@@ -786,6 +805,12 @@ class Config(Section):
     )
     modules: Modules = Modules()
     node: Node = Node()
+
+    @model_validator(mode="after")
+    def _compares_two(self):
+        if len(self.compare) == 1:
+            raise ValueError(f"compare has one name, {self.compare[0]}; give two runs or two coresets, or []")
+        return self
 
     @model_validator(mode="after")
     def _no_duplicates(self):

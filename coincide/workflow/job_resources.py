@@ -238,6 +238,8 @@ _DEMANDS: dict[str, Callable[[Config, Sizes, float], Demand]] = {
     "finetune_model": _finetune_model,
     "evaluate_model": _evaluate_model,
     "check_transfer": _check_transfer,
+    "compare_coresets": lambda config, sizes, fraction: Demand(memory=16.0),
+    "browser": lambda config, sizes, fraction: Demand(cpus=8, memory=16.0, minutes=240),
     "estimate_cost": _estimate_cost,
 }
 # "auto" is the GPU of this machine, but no reason to ask a cluster for one

@@ -25,6 +25,7 @@ OTHER_RULES = {
         *("summary", "manifest", "merge", "clusters", "cluster_stats", "evaluate_model", "leaks", "duplicates"),
         CORESET,
     ),
+    "browser": ("merge", "clusters", "cluster_stats", CORESET),
 }
 # They rerun only if the coreset has another content; difficulty, which trains on the full data, that of the full data
 CONTENT_KEYED = ("finetune_model", "evaluate_model", "difficulty")
@@ -52,6 +53,7 @@ COLUMNS = {
     "models": ("finetune_model",),
     "evaluations": ("evaluate_model",),
     "report": ("summary", "write_report"),
+    "browser": ("browser",),
 }
 # What changes when a path does, or what chooses the manifest that rules read, and which jobs the entries of an expanded
 # setting have. The first rules of each.

@@ -76,8 +76,10 @@ VERSIONS = {
     "evaluate_model": 1,
     "summary": 2,
     "write_report": 2,
+    "browser": 1,
     "comparison": 1,
     "check_transfer": 1,
+    "compare_coresets": 1,
     "estimate_cost": 1,
 }
 CORESET_STAGES = {"coincide": "coincide_coreset", "full": "full_coreset"}

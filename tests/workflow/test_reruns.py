@@ -10,7 +10,7 @@ from typing import Literal, get_args, get_origin
 
 import pytest
 import yaml
-from conftest import REPO, Workplace
+from conftest import REPO, copy_of
 from snakemake.utils import update_config
 
 from coincide.base.sections import Section
@@ -40,14 +40,6 @@ def jobs_of(output):
     """Jobs that ran, or that a dry run lists: dict of rule -> count, without targets."""
     rules = re.findall(r"^(?:local)?(?:rule|checkpoint) (\w+):$", output, flags=re.MULTILINE)
     return {rule: rules.count(rule) for rule in rules if rule not in ("all", "select", "finetune", "evaluate")}
-
-
-def copy_of(finished, folder):
-    """A working folder with a copy of a finished run, in which modification times are kept."""
-    shutil.copytree(finished.folder, folder, symlinks=True, dirs_exist_ok=True)
-    copy = Workplace.__new__(Workplace)
-    copy.folder = folder
-    return copy
 
 
 def model_times(workplace):

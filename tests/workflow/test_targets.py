@@ -5,9 +5,21 @@ import re
 import pytest
 from conftest import REPO
 
-TARGETS = ("check", "estimate", "select", "finetune", "evaluate", "report", "comparison", "transfer_check")
+TARGETS = (
+    "check",
+    "estimate",
+    "select",
+    "browse",
+    "finetune",
+    "evaluate",
+    "report",
+    "comparison",
+    "compare",
+    "transfer_check",
+)
 SMALL = REPO / "tests/config/small.yaml"
-CONFIGS = {"comparison": REPO / "config/study-small.yaml"}  # comparison requires several runs
+STUDY = REPO / "config/study-small.yaml"
+CONFIGS = {"comparison": STUDY, "compare": STUDY}  # which require several runs
 
 
 def rule_bodies():
