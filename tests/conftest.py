@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -108,6 +109,14 @@ class Workplace:
 
     def __truediv__(self, path):
         return self.folder / path
+
+
+def jobs_of(output):
+    """Jobs that ran, or that a dry run lists: dict of rule -> count, without targets."""
+    listed = re.findall(r"^(?:local)?(?:rule|checkpoint) (\w+):$", output, flags=re.MULTILINE)
+    jobs = {rule: listed.count(rule) for rule in listed if rule not in ("all", "select", "finetune", "evaluate")}
+    ran = re.findall(r"^ +[\d:]+  (\w+): done in [\d:]+(?: \((\d+) jobs\))?$", output, flags=re.MULTILINE)
+    return jobs | {rule: int(count or 1) for rule, count in ran}
 
 
 def environment():

@@ -728,7 +728,7 @@ class TransferCheck(Section):
 
 
 class Browser(Section):
-    """The cluster browser, which `snakemake browse` writes."""
+    """The cluster browser, which the target `browse` writes."""
 
     STAGES = ("browser",)
 
@@ -781,7 +781,7 @@ class Config(Section):
     )
     compare: Annotated[list[StrictStr], Field(max_length=2)] = setting(
         [],
-        "two runs or two coresets for `snakemake compare`: names of runs, or folders such as results/<run> and "
+        "two runs or two coresets for the target `compare`: names of runs, or folders such as results/<run> and "
         "results/<run>/coresets/<method>/<fraction>; []: the first two runs of the config",
     )
     variant: StrictStr = setting("", "label that tells runs apart in a comparison; filled in for replicates")

@@ -1,5 +1,6 @@
 """The reference of all settings, as Markdown (`make schema` writes config/README.md)."""
 
+import inspect
 import json
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple, get_args, get_origin
@@ -65,7 +66,7 @@ def reference() -> str:
         if section is None or name in general:
             continue
         annotation = Config.model_fields[name].annotation
-        parts += [f"## `{name}`\n", f"{section.__doc__}{_keys_in_words(annotation)}\n"]
+        parts += [f"## `{name}`\n", f"{inspect.cleandoc(section.__doc__)}{_keys_in_words(annotation)}\n"]
         parts.append(_table(_settings(section, prefix=_prefix("", annotation))))
     return "\n".join(parts)
 

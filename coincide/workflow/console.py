@@ -140,12 +140,13 @@ def _progress(row):
 
 
 def _duration_of(jobs: Sequence[JobStatus], since: float) -> str:
-    """From the first start of a stage's jobs to their last end."""
-    attempts = [attempt for job in jobs for attempt in job.attempts if attempt.started >= since]
-    count = f" ({len(jobs)} jobs)" if len(jobs) > 1 else ""
-    if not attempts:  # it turned out not to be necessary
-        return count
+    """From the first start of a stage's jobs to their last end, and the number of jobs that ran."""
+    ran = [job for job in jobs if any(attempt.started >= since for attempt in job.attempts)]
+    if not ran:  # it turned out not to be necessary
+        return ""
+    attempts = [attempt for job in ran for attempt in job.attempts if attempt.started >= since]
     end = max(attempt.started + attempt.seconds for attempt in attempts)
+    count = f" ({len(ran)} jobs)" if len(ran) > 1 else ""
     return f" in {tqdm.format_interval(end - min(attempt.started for attempt in attempts))}{count}"
 
 

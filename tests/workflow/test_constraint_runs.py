@@ -7,7 +7,7 @@ import shutil
 import pandas as pd
 import pytest
 import yaml
-from conftest import REPO, Workplace
+from conftest import REPO, Workplace, jobs_of
 from snakemake.utils import update_config
 
 from coincide.base.sections import Constraints
@@ -138,10 +138,6 @@ def write_config(folder, constraints):
     path = folder / "constraints.yaml"
     path.write_text(yaml.safe_dump(small_with({"selection": {"constraints": constraints}})))
     return path
-
-
-def jobs_of(output):
-    return set(re.findall(r"^(?:local)?(?:rule|checkpoint) (\w+):$", output, flags=re.MULTILINE))
 
 
 def sources_of(workplace, method):

@@ -10,7 +10,7 @@ from typing import Literal, get_args, get_origin
 
 import pytest
 import yaml
-from conftest import REPO, copy_of
+from conftest import REPO, copy_of, jobs_of
 from snakemake.utils import update_config
 
 from coincide.base.sections import Section
@@ -34,12 +34,6 @@ def write_config(folder, name, changes):
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(small_with(changes)))
     return path
-
-
-def jobs_of(output):
-    """Jobs that ran, or that a dry run lists: dict of rule -> count, without targets."""
-    rules = re.findall(r"^(?:local)?(?:rule|checkpoint) (\w+):$", output, flags=re.MULTILINE)
-    return {rule: rules.count(rule) for rule in rules if rule not in ("all", "select", "finetune", "evaluate")}
 
 
 def model_times(workplace):
