@@ -60,6 +60,22 @@ class ProjectorTrainer(Trainer):
                 optimizer.add_param_group({**group, "params": projector, "lr": self.projector_learning_rate})
         return optimizer
 
+    def _save_optimizer_and_scheduler(self, output_dir):
+        if self.is_fsdp_enabled:
+            self._complete_optimizer_state()
+        super()._save_optimizer_and_scheduler(output_dir)
+
+    def _complete_optimizer_state(self):
+        """Give weights that no loss reaches, such as layers above the one that is read, the state before any step.
+
+        A sharded optimizer is only restored if it has a state for every weight.
+        """
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                if not self.optimizer.state.get(parameter):
+                    zeros = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+                    self.optimizer.state[parameter] = {"step": torch.tensor(0.0), **zeros}
+
 
 class ScoringTrainer(ProjectorTrainer):
     """A Trainer in which a scoring network weights the samples of a batch (Chen et al. 2024, section 3.2).
@@ -110,7 +126,8 @@ class ScoringTrainer(ProjectorTrainer):
         rows, labels = inputs.pop(ROWS), inputs.pop("labels")
         outputs = model(**inputs)
         features = np.asarray(self.features[rows.cpu().numpy()], np.float32)
-        logits, labels = outputs.logits[:, :-1].float(), labels[:, 1:]
+        count = len(rows)  # the collator may have added a row
+        logits, labels = outputs.logits[:count, :-1].float(), labels[:count, 1:]
         losses = cross_entropy(logits.transpose(1, 2), labels, reduction="none")
         weights = batch_weights(self.scores(torch.from_numpy(features).to(losses.device)))
         tokens = (labels != IGNORED_LABEL).sum()

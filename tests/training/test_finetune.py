@@ -154,7 +154,7 @@ def test_an_adapter_is_saved_without_its_base_model_and_loads_with_it(tiny_model
     assert [name for name in changed if "q_proj" in name]
 
 
-def test_two_processes_have_the_losses_of_one(tiny_model, tiny_data, tmp_path):
+def test_two_processes_have_the_losses_of_one(tiny_model, tiny_data, tmp_path, monkeypatch):
     one = run(tiny_model, tiny_data, tmp_path, "one", epochs=5)
     two = run(tiny_model, tiny_data, tmp_path, "two", epochs=5, processes=2)
     assert len(losses(one)) == 3
@@ -164,8 +164,9 @@ def test_two_processes_have_the_losses_of_one(tiny_model, tiny_data, tmp_path):
     for name, value in weights_of_one.items():
         torch.testing.assert_close(weights_of_two[name], value, rtol=1e-3, atol=1e-4)
     assert not list(two.glob("*.bin"))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(DeviceError, match="fsdp requires GPUs"):
-        run(tiny_model, tiny_data, tmp_path, "sharded", processes=2, sharding="fsdp")
+        run(tiny_model, tiny_data, tmp_path, "sharded", processes=2, sharding="fsdp", device="auto")
 
 
 def test_a_failing_process_fails_the_training(tiny_model, tiny_data, tmp_path):
@@ -177,9 +178,11 @@ def test_a_failing_process_fails_the_training(tiny_model, tiny_data, tmp_path):
 
 
 FAILING_TRAINING = """
+import os
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 from coincide.base.sections import Training
 from coincide.training.finetune import finetune
-training = Training(learning_rate=1e-3, device="cpu", {settings})
+training = Training(learning_rate=1e-3, {settings})
 finetune("model", [], "images", training, seed=0, output="output", checkpoints="checkpoints")
 """
 
@@ -188,7 +191,7 @@ finetune("model", [], "images", training, seed=0, output="output", checkpoints="
     ("settings", "message"),
     [
         ("nodes=2", "error: training.nodes > 1 requires a Slurm job; set training.nodes to 1"),
-        ("sharding='fsdp'", "error: training.sharding: fsdp requires GPUs"),
+        ("sharding='fsdp', processes=2", "error: training.sharding: fsdp requires GPUs"),
     ],
 )
 def test_settings_that_cannot_run_here_are_one_message_in_the_log(tmp_path, settings, message):
