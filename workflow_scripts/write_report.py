@@ -35,21 +35,25 @@ coresets = {
     for selection, path in zip(params.selections, inputs.coresets)
 }
 without_clusters = {name: table for name, table in tables.items() if name != "clusters"}
-warnings = run_warnings(
-    **without_clusters,
-    coresets=coresets,
-    learned_above=config.evaluation.learned_above,
-    failures=failure_lines(inputs.results),
-    demo_settings=params.demo_settings,
-)
-dataset = open_dataset(config.dataset.annotations)
-constraints = config.selection.constraints
 screening = {
     name: pd.read_parquet(path) if (path := inputs.get(key)) else None
     for name, key in (
         ("pairs", "leaks"), ("tasks", "leak_tasks"), ("examples", "leak_examples"), ("duplicates", "duplicates")
     )
 }  # fmt: skip
+warnings = run_warnings(
+    **without_clusters,
+    coresets=coresets,
+    learned_above=config.evaluation.learned_above,
+    failures=failure_lines(inputs.results),
+    demo_settings=params.demo_settings,
+    leaks=screening["pairs"],
+    leak_tasks=screening["tasks"],
+    duplicates=screening["duplicates"],
+    dropped=[name for name in ("leaks", "near_duplicates") if getattr(config.dataset, name) == "drop"],
+)
+dataset = open_dataset(config.dataset.annotations)
+constraints = config.selection.constraints
 write_report(
     snakemake.output[0],
     RunResults(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from coincide.dataset.samples import Reason
+from coincide.reporting.leaks import unread_tasks
 from coincide.reporting.summary import UNDERREPRESENTED_BELOW, underrepresented_sources, unlearned_tasks
 
 FEWEST_SEEDS = 3  # models below which there is no interval
@@ -19,6 +20,8 @@ REASON_FIXES = {
     Reason.NON_FINITE_ACTIVATION: "set reference_model.dtype to bfloat16 or float32",
 }
 SPREAD_FIX = "raise selection.temperature, set selection.budget: even, or read a larger reference_model.name"
+SOURCE_FIX = f"set selection.constraints.at_least for them, {SPREAD_FIX}"
+MANY_REPEATED = 0.01  # share of the samples above which near-duplicates are worth a warning
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,10 @@ def run_warnings(
     learned_above: float,
     failures: Sequence[str] = (),
     demo_settings: Sequence[str] = (),
+    leaks: pd.DataFrame | None = None,
+    leak_tasks: pd.DataFrame | None = None,
+    duplicates: pd.DataFrame | None = None,
+    dropped: Sequence[str] = (),
 ) -> list[RunWarning]:
     """All warnings of a run, the gravest kind first.
 
@@ -53,17 +60,48 @@ def run_warnings(
         learned_above: a task on which the full-data model scores no higher is not learned.
         failures: result of `coincide.reporting.summary.failure_lines`.
         demo_settings: result of `coincide.workflow.config.demo_settings`.
+        leaks, leak_tasks: pairs and tasks of `coincide.evaluation.leaks.Leaks`; None: leaks are ignored.
+        duplicates: table of `coincide.dataset.duplicates.find_duplicates`; None: they are ignored.
+        dropped: which of "leaks" and "near_duplicates" the run leaves out of the dataset.
     """
     selected = {key: coreset for key, coreset in coresets.items() if key[0] not in ("full", "random")}
     return [
         *(RunWarning(line, "set it for your data in your config") for line in demo_settings),
+        *_leak_warnings(leaks, leak_tasks, coresets, "leaks" in dropped),
         *_source_warnings(manifest, selected),
         *_cluster_warnings(cluster_stats, selected),
         *_task_warnings(summary, learned_above),
         *(RunWarning(line.removeprefix("Warning: "), "see the log of evaluate_model") for line in failures),
         *_baseline_warnings(summary),
         *_rejected_warnings(rejected),
+        *_duplicate_warnings(duplicates, len(manifest), "near_duplicates" in dropped),
     ]
+
+
+def _leak_warnings(leaks, tasks, coresets, dropped):
+    if leaks is not None and len(leaks) and not dropped:
+        leaked = set(leaks["sample_id"])
+        in_coresets = ", ".join(
+            f"{coreset['sample_id'].isin(leaked).sum():,} in {method} at {100 * float(fraction):.3g}%"
+            for (method, fraction), coreset in coresets.items()
+            if method != "full"
+        )
+        yield RunWarning(
+            f"{_count(len(leaked), 'sample')} of the dataset show images or ask questions of the evaluation"
+            + (f" ({in_coresets})" if in_coresets else ""),
+            "dataset.leaks: drop",
+        )
+    for line in unread_tasks(tasks) if tasks is not None else ():
+        yield RunWarning(line, "see the log of leaks")
+
+
+def _duplicate_warnings(duplicates, samples, dropped):
+    repeated = 0 if duplicates is None else int(duplicates["repeats"].count())
+    if repeated > MANY_REPEATED * samples and not dropped:
+        yield RunWarning(
+            f"{_count(repeated, 'sample')} repeat the pictures and the text of an earlier one",
+            "dataset.near_duplicates: drop",
+        )
 
 
 def _source_warnings(manifest, coresets):
@@ -75,7 +113,7 @@ def _source_warnings(manifest, coresets):
                 f"{method} at {100 * float(fraction):.3g}% hardly keeps {_count(len(sources), 'source')}: "
                 f"{listed}{rest}; "
                 "the model may not learn their skills",
-                SPREAD_FIX,
+                SOURCE_FIX,
             )
 
 

@@ -66,7 +66,8 @@ def reference() -> str:
         if section is None or name in general:
             continue
         annotation = Config.model_fields[name].annotation
-        parts += [f"## `{name}`\n", f"{inspect.cleandoc(section.__doc__)}{_keys_in_words(annotation)}\n"]
+        description = inspect.cleandoc(section.__doc__ or "")
+        parts += [f"## `{name}`\n", f"{description}{_keys_in_words(annotation)}\n"]
         parts.append(_table(_settings(section, prefix=_prefix("", annotation))))
     return "\n".join(parts)
 

@@ -90,6 +90,52 @@ def test_every_warning_names_a_fix(tmp_path):
     assert warnings[-1].fix == "check dataset.images"
 
 
+def test_leaks_and_repeated_samples_are_warned_of_unless_they_are_dropped(tmp_path):
+    run = build_run(tmp_path, seeds=3)
+    ids = run.manifest["sample_id"]
+    coresets = {("coincide", "0.2"): pd.DataFrame({"sample_id": ids[:5]}), ("full", "1"): run.manifest}
+    tables = {
+        "leaks": pd.DataFrame({"sample_id": [ids[4], ids[5], ids[5]], "task": ["a", "a", "b"]}),
+        "leak_tasks": pd.DataFrame({"task": ["a", "b"], "failed": [False, True], "problem": ["", "no images"]}),
+        "duplicates": pd.DataFrame({"repeats": [None, *ids[:20]]}),
+    }
+
+    def warnings(**dropped):
+        return {
+            warning.fix: warning.text
+            for warning in run_warnings(
+                summary=run.summary,
+                manifest=run.manifest,
+                rejected=run.rejected.head(0),
+                cluster_stats=run.cluster_stats,
+                coresets=coresets,
+                learned_above=0.0,
+                **tables,
+                **dropped,
+            )
+        }
+
+    reported = warnings()
+    assert reported["dataset.leaks: drop"] == (
+        "2 samples of the dataset show images or ask questions of the evaluation (1 in coincide at 20%)"
+    )
+    assert reported["dataset.near_duplicates: drop"].startswith("20 samples repeat ")
+    assert reported["see the log of leaks"] == "the task b cannot be compared with the dataset: no images"
+    dropped = warnings(dropped=["leaks", "near_duplicates"])
+    assert "see the log of leaks" in dropped
+    assert not {"dataset.leaks: drop", "dataset.near_duplicates: drop"} & dropped.keys()
+    few = run_warnings(
+        summary=run.summary,
+        manifest=run.manifest,
+        rejected=run.rejected.head(0),
+        cluster_stats=run.cluster_stats,
+        coresets={},
+        learned_above=0.0,
+        duplicates=tables["duplicates"].head(1),
+    )
+    assert not [warning for warning in few if "repeat" in warning.text]
+
+
 def test_device_time_counts_extraction_and_the_devices_of_finetuning(tmp_path):
     run = build_run(tmp_path, seeds=1)
     table = run.summary.assign(run="x", base_method=run.summary["method"])
