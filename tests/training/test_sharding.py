@@ -14,7 +14,10 @@ from pydantic import ValidationError
 from replicas import REPLICAS, build
 
 from coincide.base.sections import Checkpoint, Training
+from coincide.extraction.features import decoder_layers
 from coincide.models.empty import build_empty
+from coincide.models.families import family_of
+from coincide.models.loading import load_model
 from coincide.training.adaptation import sharded_modules
 from coincide.training.collator import IGNORED_LABEL, ROWS, Collator
 from coincide.training.distributed import LaunchError, launch
@@ -98,27 +101,31 @@ def test_what_is_sharded_is_in_the_model(name, tmp_path):
     model = build_empty(Checkpoint(str(tmp_path / "model")))
     classes = sharded_modules(model)
     assert set(classes) <= {type(module).__name__ for module in model.modules()}
-    layer = type(
-        model.model.language_model.layers[0]
-        if hasattr(model.model, "language_model")
-        else model.model.text_model.layers[0]
-    )
-    assert layer.__name__ in classes
+    assert type(decoder_layers(model)[0]).__name__ in classes
 
 
-def test_a_batch_without_images_has_an_empty_one_that_teaches_nothing(tiny_model, tiny_data):
-    from coincide.models.loading import load_processor
-
+@pytest.mark.parametrize("name", [name for name in REPLICAS if "paligemma" not in name])  # which needs an image
+def test_a_batch_without_images_has_an_empty_one_that_teaches_nothing(name, tiny_data, tmp_path):
+    build(name, tmp_path / "model")
+    model, processor = load_model(tmp_path / "model", device="cpu")
     records, images = tiny_data
-    collator = Collator(load_processor(tiny_model), records, images, include_rows=True, always_images=True)
-    text_only = [i for i, record in enumerate(records) if "image" not in record][:2]
-    batch = collator([{"row": row} for row in text_only])
-    assert batch["pixel_values"].shape[0] == 1
+    rows = [{"row": i} for i, record in enumerate(records) if "image" not in record][:2]
+    plain = Collator(processor, records, images)(rows)
+    collator = Collator(processor, records, images, include_rows=True, always_images=True)
+    batch = collator(rows)
+    assert "pixel_values" in batch
+    assert "pixel_values" not in plain
     assert len(batch["input_ids"]) == len(batch["labels"]) == 3
     assert (batch["labels"][-1] == IGNORED_LABEL).all()
-    assert batch[ROWS].tolist() == text_only
-    batch = collator([{"row": 0}, {"row": 1}])
-    assert len(batch["input_ids"]) == 2
+    assert batch.pop(ROWS).tolist() == [row["row"] for row in rows]
+    loss = model(**batch).loss
+    torch.testing.assert_close(loss, model(**plain).loss, rtol=1e-4, atol=1e-5)
+    loss.backward()
+    family = family_of(model.config)
+    gradients = [p.grad for name, p in model.named_parameters() if family.part_of(name) == "projector"]
+    assert gradients
+    assert all(gradient is not None and not gradient.any() for gradient in gradients)
+    assert len(collator([{"row": 1}, {"row": 2}])["input_ids"]) == 2  # has images
 
 
 @pytest.mark.parametrize(
