@@ -35,6 +35,20 @@ class ProjectorTrainer(Trainer):
         super().__init__(**options)
         self.projector_learning_rate = projector_learning_rate
 
+    def create_accelerator_and_postprocess(self) -> None:
+        """Leave a model on the CPU where it is.
+
+        For torch, the device of a process, such as cpu:1, is another one than cpu. Moved there, weights that processes
+        map into memory from the same files would be copied in each.
+        """
+        super().create_accelerator_and_postprocess()
+        if self.accelerator.device.type == "cpu":
+            self.accelerator.device_placement = False
+
+    def _move_model_to_device(self, model, device):
+        if device.type != "cpu":
+            super()._move_model_to_device(model, device)
+
     def create_optimizer(self, *arguments: Any, **options: Any) -> torch.optim.Optimizer:
         """The optimizer, with the projector's weights in separate parameter groups.
 

@@ -1,19 +1,21 @@
 """Finetuning: resuming, adapters, several processes, and errors."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from conftest import REPO
 from finetuning import SETTINGS, changed_settings, features_of, killed_at, log_entries, losses, run, weights
 from jobs import error_in_log
 from safetensors.torch import load_file
 
 from coincide.base.sections import Checkpoint
 from coincide.models.loading import load_model
-from coincide.training.distributed import LaunchError
+from coincide.training.distributed import LaunchError, launch
 from coincide.training.finetune import DeviceError, _fingerprint, finetune
 from coincide.training.trainers import SCORING_NETWORK
 
@@ -167,6 +169,17 @@ def test_two_processes_have_the_losses_of_one(tiny_model, tiny_data, tmp_path, m
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(DeviceError, match="fsdp requires GPUs"):
         run(tiny_model, tiny_data, tmp_path, "sharded", processes=2, sharding="fsdp", device="auto")
+
+
+def test_processes_do_not_copy_frozen_weights(tiny_model, tiny_data, tmp_path, monkeypatch):
+    """On one node they are pages of the same files."""
+
+    def launch_and_compare(module, *arguments, **options):
+        launch("mapped_worker", *arguments, **options)
+
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(REPO), str(REPO / "tests")]))
+    monkeypatch.setattr("coincide.training.finetune.launch", launch_and_compare)
+    run(tiny_model, tiny_data, tmp_path, "adapter", epochs=1, lora={"r": 4, "alpha": 8}, processes=2)
 
 
 def test_a_failing_process_fails_the_training(tiny_model, tiny_data, tmp_path):
