@@ -1,7 +1,6 @@
 """Tables and texts about evaluation leaks and near-duplicates."""
 
 import base64
-from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -151,31 +150,23 @@ def report_section(
         leaks_mode, duplicates_mode: dataset.leaks, dataset.near_duplicates.
 
     Returns:
-        dict of leaks and duplicates, each None or a dict of lines, columns and rows; leaks has examples as well.
+        dict of leaks and duplicates, each None or a dict of lines, columns and data; leaks has examples as well.
     """
     section: dict[str, Any] = {"leaks": None, "duplicates": None}
     if pairs is not None and tasks is not None and examples is not None:
         section["leaks"] = {
             "lines": leak_lines(pairs, tasks, leaks_mode),
-            **_cells(leak_table(pairs, tasks)),
+            **leak_table(pairs, tasks).to_dict("split"),
             "examples": [_example(row) for row in examples.itertuples()],
         }
     if duplicates is not None:
         lines = duplicate_lines(duplicates, duplicates_mode)
-        section["duplicates"] = {"lines": lines, **_cells(duplicate_table(duplicates, manifest))}
+        section["duplicates"] = {"lines": lines, **duplicate_table(duplicates, manifest).to_dict("split")}
     return section
 
 
 def _most_frequent(values):
     return list(values.value_counts().head(SOURCES_SHOWN).items())
-
-
-def _cells(table):
-    def cell(value: Any) -> str:
-        return f"{value:,}" if not isinstance(value, str) else value
-
-    rows: Sequence[Sequence[str]] = [list(map(cell, row)) for row in table.itertuples(index=False, name=None)]
-    return {"columns": [name.replace("_", " ") for name in table.columns], "rows": rows}
 
 
 def _example(row):

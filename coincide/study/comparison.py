@@ -241,9 +241,15 @@ def as_text(
         unlearned: of `coincide.reporting.summary.unlearned_tasks`.
     """
     average = intervals[(intervals["task"] == AVERAGE) & (intervals["method"] != FULL)]
+    replicates = int(average["replicates"].max())
+    introduction = (
+        "Relative performance in percent, of one training each: no intervals, and differences may be chance."
+        if replicates == 1
+        else f"Relative performance, mean of {replicates} replicates, in percent, with the 95% bootstrap interval of the "
+        "mean. Each replicate has its own clusters, random draws and training."
+    )
     paragraphs = [
-        f"Relative performance, mean of {int(average['replicates'].max())} replicates, in percent, with the 95% "
-        "bootstrap interval of the mean. Each replicate has its own clusters, random draws and training.",
+        introduction,
         markdown_table(_ranking_cells(average, ranking)),
     ]
     if len(unlearned):

@@ -12,6 +12,8 @@ from pydantic import ValidationError
 from coincide.base.sections import Config, Run
 from coincide.workflow.config import ConfigError, check_config, problem_line
 
+SEEDS = {"clustering": {"seed"}, "selection": {"seed"}, "target_model": {"seeds"}}  # keys per section
+
 
 def with_types(given: Mapping[str, Any], entries: Sequence[str]) -> dict[str, Any]:
     """The config that a user gave, with the values of --config as YAML reads them.
@@ -52,7 +54,8 @@ def check_runs(
     """Check a config that may list several runs, and return the config of each run.
 
     The settings of an entry of `runs` overlay the rest of the config: mappings are merged, other values are replaced.
-    With `replicates`, run `x` becomes the runs `x-0`, `x-1`, …, one per seed.
+    With `replicates`, run `x` becomes the runs `x-0`, `x-1`, …, one per seed. A run that differs from the first in more
+    than its seeds is a variant, which a comparison lists by its name; one that differs in seeds only is a replicate.
 
     Args:
         values: the config as read from YAML.
@@ -77,7 +80,8 @@ def check_runs(
     for i, settings in enumerate(values["runs"]):
         try:
             run = Run.model_validate(settings)
-            merged = {"replicate": i, **overlaid(common, settings)}
+            variant = run.run if i and _is_variant(settings) else ""  # of the first run
+            merged = {"variant": variant, "replicate": 0 if variant else i, **overlaid(common, settings)}
             config = check_config(merged, files=files)
         except ValidationError as error:
             problems += [f"runs[{i}].{problem_line(e, Run)}" for e in error.errors()]
@@ -85,7 +89,6 @@ def check_runs(
         except ConfigError as error:
             problems += [f"runs[{i}] ({run.run}): {line}" for line in error.problems]
             continue
-        variant = run.run if i else ""  # the first run is the reference that the others vary
         for name, replicate in _replicates(merged, config, variant):
             if name in configs:
                 problems.append(f"runs[{i}].run: duplicate run {name}; rename one")
@@ -93,6 +96,14 @@ def check_runs(
     if problems:
         raise ConfigError(problems)
     return configs
+
+
+def _is_variant(settings):
+    """Whether settings that overlay those of the first run differ from them in more than seeds."""
+    others = {key: value for key, value in settings.items() if key not in ("run", "variant", "replicate")}
+    return any(
+        not isinstance(value, Mapping) or value.keys() - SEEDS.get(section, set()) for section, value in others.items()
+    )
 
 
 def _replicates(values: dict[str, Any], config: Config, variant: str) -> Iterator[tuple[str, dict[str, Any]]]:

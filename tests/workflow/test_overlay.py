@@ -87,3 +87,27 @@ def test_a_missing_space_after_a_colon_is_named():
     update_config(config, from_command_line("selection={temperature:0.5}"))
     with pytest.raises(ConfigError, match=r"selection\.temperature:0\.5: unknown key; .*space after the colon"):
         check_runs(config, files=False)
+
+
+def test_runs_that_differ_in_more_than_seeds_are_variants_and_the_others_replicates():
+    values = yaml.safe_load((REPO / "config.yaml").read_text())
+    entries = [
+        {"run": "first"},
+        {"run": "floor", "selection": {"constraints": {"at_least": {"text_only": 0.03}}}},
+        {"run": "again", "clustering": {"seed": 1}, "selection": {"seed": 1}, "target_model": {"seeds": [1]}},
+        {"run": "larger", "clustering": {"seed": 1, "k": 20}},
+    ]
+    configs = check_runs({**values, "runs": entries}, files=False)
+    assert {run: (config.variant, config.replicate) for run, config in configs.items()} == {
+        "first": ("", 0),
+        "floor": ("floor", 0),
+        "again": ("", 2),
+        "larger": ("larger", 0),
+    }
+    repeated = check_runs({**values, "runs": entries[:2], "replicates": [3, 4]}, files=False)
+    assert {run: (config.variant, config.replicate) for run, config in repeated.items()} == {
+        "first-3": ("", 0),
+        "first-4": ("", 1),
+        "floor-3": ("floor", 0),
+        "floor-4": ("floor", 1),
+    }
