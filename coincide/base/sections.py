@@ -322,6 +322,20 @@ class Training(Section):
         return self
 
     @model_validator(mode="after")
+    def _can_be_sharded(self):
+        if self.sharding == "fsdp" and self.device == "cpu":
+            raise ValueError(
+                "sharding: fsdp requires GPUs, since accelerate shards no model on a CPU, but device is cpu: set "
+                "sharding to none, or device to auto"
+            )
+        if self.sharding == "fsdp" and self.processes * self.nodes == 1:
+            raise ValueError(
+                "sharding: fsdp distributes a model over processes, but there is one: set processes to the number of "
+                "GPUs of a node, or sharding to none"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _freezes_some_weights(self):
         if self.freeze and self.lora:
             raise ValueError(

@@ -31,7 +31,7 @@ from transformers.models.llava.image_processing_llava import LlavaImageProcessor
 from coincide.base.files import replacing
 from coincide.base.sections import ConvertedModel, ModelSource
 from coincide.dataset.conversation import IMAGE_MARK
-from coincide.models.families import FAMILIES
+from coincide.models.families import FAMILIES, TEXT_TURNS
 from coincide.models.original_tokenizers import load_tokenizer
 from coincide.models.sources import SourceError, find_file
 from coincide.models.weight_files import read_shapes, read_tensors, weight_names, write_shards
@@ -144,6 +144,7 @@ def describe(model: ConvertedModel) -> Conversion:
     source_rows = text_config.vocab_size
     _add_tokens(tokenizer, text_config)
     strategy = _strategy(llava, vision_config)
+    own_template = None if model.checkpoint else _pop_template(tokenizer)
     config = LlavaConfig(
         vision_config=vision_config.to_dict(),
         text_config=text_config.to_dict(),
@@ -164,7 +165,7 @@ def describe(model: ConvertedModel) -> Conversion:
         vision_feature_select_strategy=strategy,
         num_additional_image_tokens=CLASS_TOKENS[vision_config.model_type],
         image_token=IMAGE_MARK,
-        chat_template=_chat_template(tokenizer, FAMILIES["llava"].template_for(config)),
+        chat_template=_chat_template(tokenizer, own_template or FAMILIES["llava"].template_for(config)),
     )
     return Conversion(
         config,
@@ -304,8 +305,21 @@ def _image_processor(source, vision_config, *, pad):
     )
 
 
+def _pop_template(tokenizer):
+    """The chat template of a language model for turns with images; None if it has none.
+
+    Instruction tuning continues in the format that a chat model was trained on, as LLaVA's own code does: it has a
+    format per language model. From then on it is the processor's template; the tokenizer's would not take images.
+    """
+    template = tokenizer.chat_template
+    if isinstance(template, dict):  # several, of which one is for conversations
+        template = template.get("default")
+    tokenizer.chat_template = None
+    return TEXT_TURNS + template if template else None
+
+
 def _chat_template(tokenizer, template):
-    """The family's template, so that it gives the tokens that LLaVA's own code gives.
+    """A template that gives the tokens that LLaVA's own code gives.
 
     That code tokenises the text after an image as a text of its own, before which Llama's tokenizer puts a space.
     """

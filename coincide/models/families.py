@@ -46,6 +46,15 @@ VICUNA = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
+# In front of the template of a language model, which takes the text of a turn: images first, as in LLaVA's training.
+TEXT_TURNS = (
+    "{% set turns = namespace(all=[]) %}"
+    "{% for message in messages %}"
+    "{% set text %}" + _IMAGES_FIRST.replace("IMAGE", "<image>\\n") + "{% endset %}"
+    "{% set turns.all = turns.all + [{'role': message['role'], 'content': text}] %}"
+    "{% endfor %}"
+    "{% set messages = turns.all %}"
+)
 MISTRAL = (
     "{% for message in messages %}"
     "{% if message['role'] == 'user' %}{{ '[INST] ' }}"

@@ -16,6 +16,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import TikTokenConverter
 from transformers.tokenization_utils_base import generate_merges
+from transformers.utils import CHAT_TEMPLATE_FILE
 
 from coincide.base.sections import ModelSource
 from coincide.models.sources import SourceError, find_file
@@ -46,7 +47,10 @@ TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
     ARCADE_FILE,
+    CHAT_TEMPLATE_FILE,
 )
+# files that are not a tokenizer by themselves
+SETTINGS_FILES = ("tokenizer_config.json", "special_tokens_map.json", CHAT_TEMPLATE_FILE)
 
 
 def load_tokenizer(source: ModelSource, text_config: Any) -> Any:
@@ -64,7 +68,7 @@ def load_tokenizer(source: ModelSource, text_config: Any) -> Any:
         for name in TOKENIZER_FILES:
             if path := find_file(source, name, required=False):
                 shutil.copyfile(path, folder / name)
-        if not any(path.name not in ("tokenizer_config.json", "special_tokens_map.json") for path in folder.iterdir()):
+        if not any(path.name not in SETTINGS_FILES for path in folder.iterdir()):
             raise SourceError(f"{source.name} has no tokenizer, such as tokenizer.json or tokenizer.model; add it")
         path = folder / "tokenizer_config.json"
         settings = json.loads(path.read_text()) if path.exists() else {}
@@ -72,11 +76,24 @@ def load_tokenizer(source: ModelSource, text_config: Any) -> Any:
         if not (folder / "tokenizer.json").exists() and (folder / ARCADE_FILE).exists():
             return _arcade_tokenizer(folder / ARCADE_FILE, settings)
         if not (folder / "tokenizer.json").exists() and (folder / "tokenizer.model").exists():
-            return _sentencepiece_tokenizer(source.name, folder, settings)
+            tokenizer = _sentencepiece_tokenizer(source.name, folder, settings)
+            tokenizer.chat_template = _chat_template(folder, settings)
+            return tokenizer
         if (folder / "tokenizer.json").exists() and not hasattr(transformers, settings.get("tokenizer_class", "")):
             settings["tokenizer_class"] = PreTrainedTokenizerFast.__name__
         path.write_text(json.dumps(settings))
         return AutoTokenizer.from_pretrained(folder, config=text_config)
+
+
+def _chat_template(folder, settings):
+    """The chat template in a file of its own or in tokenizer_config.json; None if there is none."""
+    path = folder / CHAT_TEMPLATE_FILE
+    if path.exists():
+        return path.read_text()
+    template = settings.get("chat_template")
+    if isinstance(template, list):
+        return {entry["name"]: entry["template"] for entry in template}
+    return template
 
 
 def _sentencepiece_tokenizer(name, folder, settings):

@@ -245,8 +245,8 @@ def as_text(
     introduction = (
         "Relative performance in percent, of one training each: no intervals, and differences may be chance."
         if replicates == 1
-        else f"Relative performance, mean of {replicates} replicates, in percent, with the 95% bootstrap interval of the "
-        "mean. Each replicate has its own clusters, random draws and training."
+        else f"Relative performance, mean of {replicates} replicates, in percent, with the 95% bootstrap interval of "
+        "the mean. Each replicate has its own clusters, random draws and training."
     )
     paragraphs = [
         introduction,

@@ -101,3 +101,13 @@ def leave_frozen_weights(model: Any) -> None:
     """
     frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, frozen)
+
+
+def sharded_modules(model: Any) -> list[str]:
+    """Classes of the modules that FSDP gathers one after the other: the layers of the decoder and the vision tower.
+
+    transformers lists the classes of a family's parts, also of parts that the model does not have (LLaVA's list has the
+    text tower of CLIP), which accelerate refuses.
+    """
+    present = {type(module).__name__ for module in model.modules()}
+    return sorted(present & set(model._no_split_modules))

@@ -5,12 +5,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from transformers import ProcessorMixin
 
+from coincide.dataset.conversation import IMAGE_MARK
 from coincide.dataset.images import ImageFolders, image_names, open_image
-from coincide.models.chat import Masks, RefusedImageError, encode, render
+from coincide.models.chat import Masks, RefusedImageError, encode, render, render_prompt
 
 IGNORED_LABEL = -100  # label of tokens that the loss ignores; the default of torch's cross_entropy
+EMPTY_IMAGE_SIZE = (64, 64)
 ROWS = "rows"  # key of the batch under which `ScoringTrainer` finds the rows of its samples
 
 
@@ -23,6 +26,8 @@ class Collator:
         images: folder that image names are relative to.
         max_tokens: longer batches are truncated to this length, but never within image tokens; None: no limit.
         include_rows: also return the rows, under the key "rows".
+        always_images: a batch without images gets a last row with an empty image, of which no token is learned. With
+            FSDP all processes have to run the same modules, the vision tower among them.
     """
 
     def __init__(
@@ -32,9 +37,10 @@ class Collator:
         images: ImageFolders,
         max_tokens: int | None = None,
         include_rows: bool = False,
+        always_images: bool = False,
     ) -> None:
         self.processor, self.records, self.images = processor, records, images
-        self.max_tokens, self.include_rows = max_tokens, include_rows
+        self.max_tokens, self.include_rows, self.always_images = max_tokens, include_rows, always_images
 
     def __call__(self, batch: Sequence[dict[str, int]]) -> dict[str, Any]:
         """Model inputs for a list of {"row": row}: input_ids, attention_mask, pixel_values, …, and labels (B, L).
@@ -46,6 +52,9 @@ class Collator:
         records = [self.records[row] for row in rows]
         rendered = [render(self.processor, record["conversations"]) for record in records]
         opened = [[open_image(self.images, name) for name in image_names(record)] for record in records]
+        if self.always_images and not any(opened):
+            rendered.append(render_prompt(self.processor, [{"from": "human", "value": IMAGE_MARK}]))
+            opened.append([Image.new("RGB", EMPTY_IMAGE_SIZE)])
         try:
             encoded, masks, _ = encode(self.processor, rendered, opened)
         except RefusedImageError as error:

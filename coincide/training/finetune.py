@@ -24,7 +24,7 @@ from coincide.base.sections import Checkpoint, Training
 from coincide.dataset.images import ImageFolders
 from coincide.dataset.record_table import RecordTable, records_digest, write_record_table
 from coincide.models.loading import checkpoint_digest, load_model
-from coincide.training.adaptation import freeze, leave_frozen_weights, set_dtypes, with_lora
+from coincide.training.adaptation import freeze, leave_frozen_weights, set_dtypes, sharded_modules, with_lora
 from coincide.training.collator import Collator
 from coincide.training.distributed import launch, slurm_job
 from coincide.training.order import training_order
@@ -141,13 +141,20 @@ def train(
     run_folder = Path(checkpoints) / fingerprint
     last_checkpoint = _last_checkpoint(run_folder)
     model, processor = _load(checkpoint, training, last_checkpoint)
-    collator = Collator(processor, records, images, training.max_tokens, include_rows=bool(features))
+    collator = Collator(
+        processor,
+        records,
+        images,
+        training.max_tokens,
+        include_rows=bool(features),
+        always_images=training.sharding == "fsdp",
+    )
     # The scoring network compares the samples of a batch, so its batches must not be sorted by length.
     order = training_order(records, training.epochs, training.batch_size, seed, group_by_length=not features)
     options: dict[str, Any] = {
         "model": model,
         "projector_learning_rate": training.projector_learning_rate,
-        "args": _training_arguments(training, run_folder, seed),
+        "args": _training_arguments(training, run_folder, seed, model),
         "train_dataset": Dataset.from_dict({"row": order}),
         "data_collator": collator,
         "processing_class": processor,
@@ -175,8 +182,8 @@ def _load(checkpoint, training, last_checkpoint):
     # A model that is sharded may not fit on one device.
     device = "cpu" if training.sharding == "fsdp" else training.device
     # Weights that are trained are kept in float32. Those of a base model under adapters are not, and are read in the
-    # dtype of the computation: a large model has no float32 copy per process. FSDP shards weights of one dtype.
-    half_base = training.lora is not None and training.sharding == "none"
+    # dtype of the computation: a large model has no float32 copy per process.
+    half_base = training.lora is not None
     model, processor = load_model(start, dtype=training.dtype if half_base else "float32", device=device)
     if training.lora:
         model = with_lora(model, training.lora, checkpoint.revision)
@@ -189,7 +196,7 @@ def _load(checkpoint, training, last_checkpoint):
     return model, processor
 
 
-def _training_arguments(training, run_folder, seed):
+def _training_arguments(training, run_folder, seed, model):
     on_cpu = pick_device(training.device) == "cpu"
     world_size = training.processes * training.nodes
     return TrainingArguments(
@@ -219,16 +226,18 @@ def _training_arguments(training, run_folder, seed):
         log_level="error",
         seed=seed,
         data_seed=seed,
-        **(_distributed_arguments(training, on_cpu) if world_size > 1 else {}),
+        **(_distributed_arguments(training, on_cpu, model) if world_size > 1 else {}),
     )
 
 
-def _distributed_arguments(training, on_cpu):
+def _distributed_arguments(training, on_cpu, model):
     """Arguments of the Trainer for several processes."""
     arguments = {"ddp_backend": "gloo" if on_cpu else "nccl"}
     if training.sharding == "fsdp":
         # Checkpoints hold full weights, because from_pretrained reads them when a training resumes.
-        return arguments | {"fsdp": True, "fsdp_config": {"version": 2, "state_dict_type": "FULL_STATE_DICT"}}
+        settings = {"version": 2, "state_dict_type": "FULL_STATE_DICT"}
+        settings["transformer_layer_cls_to_wrap"] = sharded_modules(model)
+        return arguments | {"fsdp": True, "fsdp_config": settings}
     # Vision tower and projector get no gradient from a batch without images.
     return arguments | {"ddp_find_unused_parameters": True}
 

@@ -35,6 +35,20 @@ class ProjectorTrainer(Trainer):
         super().__init__(**options)
         self.projector_learning_rate = projector_learning_rate
 
+    def create_accelerator_and_postprocess(self) -> None:
+        """Leave a model on the CPU where it is.
+
+        For torch, the device of a process, such as cpu:1, is another one than cpu. Moved there, weights that processes
+        map into memory from the same files would be copied in each.
+        """
+        super().create_accelerator_and_postprocess()
+        if self.accelerator.device.type == "cpu":
+            self.accelerator.device_placement = False
+
+    def _move_model_to_device(self, model, device):
+        if device.type != "cpu":
+            super()._move_model_to_device(model, device)
+
     def create_optimizer(self, *arguments: Any, **options: Any) -> torch.optim.Optimizer:
         """The optimizer, with the projector's weights in separate parameter groups.
 
@@ -59,6 +73,22 @@ class ProjectorTrainer(Trainer):
             if projector:
                 optimizer.add_param_group({**group, "params": projector, "lr": self.projector_learning_rate})
         return optimizer
+
+    def _save_optimizer_and_scheduler(self, output_dir):
+        if self.is_fsdp_enabled:
+            self._complete_optimizer_state()
+        super()._save_optimizer_and_scheduler(output_dir)
+
+    def _complete_optimizer_state(self):
+        """Give weights that no loss reaches, such as layers above the one that is read, the state before any step.
+
+        A sharded optimizer is only restored if it has a state for every weight.
+        """
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                if not self.optimizer.state.get(parameter):
+                    zeros = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+                    self.optimizer.state[parameter] = {"step": torch.tensor(0.0), **zeros}
 
 
 class ScoringTrainer(ProjectorTrainer):
@@ -110,7 +140,8 @@ class ScoringTrainer(ProjectorTrainer):
         rows, labels = inputs.pop(ROWS), inputs.pop("labels")
         outputs = model(**inputs)
         features = np.asarray(self.features[rows.cpu().numpy()], np.float32)
-        logits, labels = outputs.logits[:, :-1].float(), labels[:, 1:]
+        count = len(rows)  # the collator may have added a row
+        logits, labels = outputs.logits[:count, :-1].float(), labels[:count, 1:]
         losses = cross_entropy(logits.transpose(1, 2), labels, reduction="none")
         weights = batch_weights(self.scores(torch.from_numpy(features).to(losses.device)))
         tokens = (labels != IGNORED_LABEL).sum()

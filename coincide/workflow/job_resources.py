@@ -110,7 +110,8 @@ def training_gpu_memory(training: Training, parameters: float, trained: float, a
         trained: parameters that are trained.
         activations: GiB that a batch needs.
     """
-    weights = 4.0 * parameters  # kept in float32
+    # as for `training_memory`; adapters are not among the parameters
+    weights = BYTES[training.dtype] * parameters + 4.0 * trained if training.lora else 4.0 * parameters
     gradients_and_adam = 12.0 * trained
     shares = training.processes * training.nodes if training.sharding == "fsdp" else 1
     return (weights + gradients_and_adam) / shares / GIB + activations

@@ -431,6 +431,10 @@ def _check_resources(config: Config, asked: Mapping[str, dict[str, Any]], machin
             f"target_model.training.processes: {training.processes} processes per node, one per GPU, but "
             f"{machine.source} has {machine.gpus} GPUs; set it to at most {machine.gpus}"
         )
+    if training.sharding == "fsdp" and machine.gpus == 0:
+        found.problems.append(
+            f"target_model.training.sharding: fsdp requires GPUs, but {machine.source} has none; set it to none"
+        )
     for rule in ("finetune_model", "difficulty"):
         if "gpu" in asked[rule]["overridden"] and asked[rule]["gpu"] != gpus:
             found.problems.append(

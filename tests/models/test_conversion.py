@@ -25,7 +25,7 @@ from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from coincide.base.sections import ConvertedModel
 from coincide.models.chat import encode, render
 from coincide.models.conversion import check_weights, convert, describe
-from coincide.models.loading import load_model
+from coincide.models.loading import load_model, load_processor
 from coincide.models.original_tokenizers import ARCADE_SPLIT
 from coincide.models.sources import SourceError
 from coincide.models.weight_files import WeightsError, read_shapes, read_tensors, write_shards
@@ -310,6 +310,39 @@ def test_tied_embeddings_stay_tied(originals, tmp_path):
     model, processor = load_model(tmp_path / "model", device="cpu")
     assert model.lm_head.weight is model.get_input_embeddings().weight
     assert len(model.lm_head.weight) > processor.image_token_id
+
+
+CHAT_ML = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<s>system\n' + 'Be brief.' + '</s>\n' }}{% endif %}"
+    "{{ '<s>' + message['role'] + '\n' + message['content'] + '</s>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<s>assistant\n' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("kind", ["key", "keys", "file"])
+def test_a_language_model_keeps_its_chat_template(originals, tmp_path, kind):
+    """It takes the text of a turn; with images, LLaVA's training puts them before the text, each on a line."""
+    folder = shutil.copytree(originals[VICUNA], tmp_path / "language-model")
+    if kind == "file":
+        (folder / "chat_template.jinja").write_text(CHAT_ML)
+    else:
+        settings = json.loads((folder / "tokenizer_config.json").read_text())
+        templates = [{"name": "rag", "template": "{{ documents }}"}, {"name": "default", "template": CHAT_ML}]
+        settings["chat_template"] = CHAT_ML if kind == "key" else templates
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    convert(section(originals, **{**SOURCES["assembled"], "language_model": folder}), tmp_path / "model")
+    processor = load_processor(tmp_path / "model")
+    turns = [{"from": "human", "value": "What is <image> and\n<image>?"}, {"from": "gpt", "value": "a thing"}]
+    more = [{"from": "human", "value": "really?"}, {"from": "gpt", "value": "yes"}]
+    rendered = render(processor, turns + more)
+    assert rendered.text == (
+        "<s>system\nBe brief.</s>\n<s>user\n<image> \n<image> \nWhat is and ?</s>\n<s>assistant\na thing</s>\n"
+        "<s>user\nreally?</s>\n<s>assistant\nyes</s>\n"
+    )
+    assert [rendered.text[slice(*span)].strip() for span in rendered.answers] == ["a thing</s>", "yes</s>"]
+    system = [{"from": "system", "value": "Be long."}, *turns]
+    assert render(processor, system).text.startswith("<s>system\nBe long.</s>\n<s>user\n<image>")
 
 
 CACHED = """

@@ -1,19 +1,21 @@
 """Finetuning: resuming, adapters, several processes, and errors."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from conftest import REPO
 from finetuning import SETTINGS, changed_settings, features_of, killed_at, log_entries, losses, run, weights
 from jobs import error_in_log
 from safetensors.torch import load_file
 
 from coincide.base.sections import Checkpoint
 from coincide.models.loading import load_model
-from coincide.training.distributed import LaunchError
+from coincide.training.distributed import LaunchError, launch
 from coincide.training.finetune import DeviceError, _fingerprint, finetune
 from coincide.training.trainers import SCORING_NETWORK
 
@@ -154,7 +156,7 @@ def test_an_adapter_is_saved_without_its_base_model_and_loads_with_it(tiny_model
     assert [name for name in changed if "q_proj" in name]
 
 
-def test_two_processes_have_the_losses_of_one(tiny_model, tiny_data, tmp_path):
+def test_two_processes_have_the_losses_of_one(tiny_model, tiny_data, tmp_path, monkeypatch):
     one = run(tiny_model, tiny_data, tmp_path, "one", epochs=5)
     two = run(tiny_model, tiny_data, tmp_path, "two", epochs=5, processes=2)
     assert len(losses(one)) == 3
@@ -164,8 +166,20 @@ def test_two_processes_have_the_losses_of_one(tiny_model, tiny_data, tmp_path):
     for name, value in weights_of_one.items():
         torch.testing.assert_close(weights_of_two[name], value, rtol=1e-3, atol=1e-4)
     assert not list(two.glob("*.bin"))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(DeviceError, match="fsdp requires GPUs"):
-        run(tiny_model, tiny_data, tmp_path, "sharded", processes=2, sharding="fsdp")
+        run(tiny_model, tiny_data, tmp_path, "sharded", processes=2, sharding="fsdp", device="auto")
+
+
+def test_processes_do_not_copy_frozen_weights(tiny_model, tiny_data, tmp_path, monkeypatch):
+    """On one node they are pages of the same files."""
+
+    def launch_and_compare(module, *arguments, **options):
+        launch("mapped_worker", *arguments, **options)
+
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(REPO), str(REPO / "tests")]))
+    monkeypatch.setattr("coincide.training.finetune.launch", launch_and_compare)
+    run(tiny_model, tiny_data, tmp_path, "adapter", epochs=1, lora={"r": 4, "alpha": 8}, processes=2)
 
 
 def test_a_failing_process_fails_the_training(tiny_model, tiny_data, tmp_path):
@@ -177,9 +191,11 @@ def test_a_failing_process_fails_the_training(tiny_model, tiny_data, tmp_path):
 
 
 FAILING_TRAINING = """
+import os
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 from coincide.base.sections import Training
 from coincide.training.finetune import finetune
-training = Training(learning_rate=1e-3, device="cpu", {settings})
+training = Training(learning_rate=1e-3, {settings})
 finetune("model", [], "images", training, seed=0, output="output", checkpoints="checkpoints")
 """
 
@@ -188,7 +204,7 @@ finetune("model", [], "images", training, seed=0, output="output", checkpoints="
     ("settings", "message"),
     [
         ("nodes=2", "error: training.nodes > 1 requires a Slurm job; set training.nodes to 1"),
-        ("sharding='fsdp'", "error: training.sharding: fsdp requires GPUs"),
+        ("sharding='fsdp', processes=2", "error: training.sharding: fsdp requires GPUs"),
     ],
 )
 def test_settings_that_cannot_run_here_are_one_message_in_the_log(tmp_path, settings, message):

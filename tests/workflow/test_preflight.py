@@ -17,7 +17,7 @@ from conftest import REPO, make_record
 from PIL import Image
 from snakemake.utils import update_config
 
-from coincide.base.sections import Node, Training
+from coincide.base.sections import Lora, Node, Training
 from coincide.dataset.examples import KINDS, find_examples
 from coincide.models.loading import load_processor
 from coincide.models.revisions import folder_digest
@@ -195,6 +195,13 @@ def test_samples_longer_than_the_model_was_made_for(values, listed, tiny_model, 
         assert any(line.startswith(f"{section}.max_tokens") and "set it to at most 40" in line for line in lines)
 
 
+def test_sharding_without_gpus(values, listed):
+    values["target_model"]["training"] |= {"sharding": "fsdp", "processes": 2, "device": "auto"}
+    line = "target_model.training.sharding: fsdp requires GPUs, but this machine has none; set it to none"
+    assert line in problems(values, LAPTOP)
+    preflight(check_config(values), machine=NODE)
+
+
 def test_two_fractions_with_one_path(values):
     values["selection"]["fractions"] = [0.4, 0.40000001]
     with pytest.raises(ConfigError, match=r"0\.4 and 0\.40000001 would both be written to …/0\.4/; remove one"):
@@ -328,6 +335,8 @@ def test_gpu_memory_of_a_training():
     assert training_gpu_memory(training, 7e9, 7e9) == pytest.approx(16 * 7e9 / 2**30)
     sharded = training.model_copy(update={"sharding": "fsdp"})
     assert training_gpu_memory(sharded, 7e9, 7e9) == pytest.approx(2 * 7e9 / 2**30)
+    adapters = training.model_copy(update={"lora": Lora(), "dtype": "bfloat16"})
+    assert training_gpu_memory(adapters, 13e9, 3e8) == pytest.approx((2 * 13e9 + 16 * 3e8) / 2**30)  # fits in 40 GB
 
 
 def test_what_slurm_tells_of_its_nodes(tmp_path, monkeypatch):

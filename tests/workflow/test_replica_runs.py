@@ -8,77 +8,23 @@ import datetime
 import json
 import os
 
-import datasets
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
 from conftest import REPO, make_record
+from lmms_tasks import TASKS, write_tasks
 from model_list import TABLE, record_pass
 from PIL import Image
 from replicas import REPLICAS, build
 
-pytestmark = pytest.mark.skipif(
-    "COINCIDE_MODELS" not in os.environ, reason="takes some minutes per model; run it with make test-models"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        "COINCIDE_MODELS" not in os.environ, reason="takes some minutes per model; run it with make test-models"
+    ),
+]
 WITHOUT_TEXT_ONLY = ("paligemma",)  # its processor needs an image
-TASKS = {"picture": "doc_to_visual: !function utils.picture\ndoc_to_text: question\n"}
-TASKS["text_only"] = "doc_to_visual: !function utils.nothing\ndoc_to_text: question\n"
-TASKS["several_turns"] = (
-    "doc_to_visual: !function utils.picture\ndoc_to_text: question\ndoc_to_messages: !function utils.several_turns\n"
-)
-TASK = """
-task: replica_{name}
-dataset_path: parquet
-dataset_kwargs:
-  data_files: {{test: {questions}}}
-test_split: test
-output_type: generate_until
-{source}doc_to_target: answer
-generation_kwargs: {{max_new_tokens: 4, temperature: 0, do_sample: false}}
-metric_list:
-  - {{metric: {metric}, aggregation: mean, higher_is_better: true}}
-{extra}metadata:
-  - version: 1.0
-"""
-UTILS = """
-def picture(doc):
-    return [doc["image"].convert("RGB")]
-
-
-def nothing(doc):
-    return []
-
-
-def several_turns(doc):
-    def said(role, *content):
-        return {"role": role, "content": list(content)}
-
-    image, text = {"type": "image", "url": doc["image"].convert("RGB")}, {"type": "text", "text": "what is this?"}
-    question = {"type": "text", "text": doc["question"]}
-    return [said("user", image, text), said("assistant", {"type": "text", "text": "a thing"}), said("user", question)]
-
-
-def words(doc, results):
-    return {"words": float(len(results[0].split()))}
-"""
-
-
-def write_tasks(folder, images):
-    """Task files of lmms-eval: with an image, text only, and several turns."""
-    folder.mkdir()
-    features = datasets.Features(
-        {"question": datasets.Value("string"), "answer": datasets.Value("string"), "image": datasets.Image()}
-    )
-    rows = {"question": [f"what is thing{i}?" for i in range(4)], "answer": ["answer"] * 4}
-    rows["image"] = [str(images / f"folder/{i}.png") for i in (1, 2, 4, 5)]
-    datasets.Dataset.from_dict(rows, features=features).to_parquet(str(folder / "questions.parquet"))
-    (folder / "utils.py").write_text(UTILS)
-    for name, source in TASKS.items():
-        metric = "words" if name == "text_only" else "exact_match"
-        extra = "process_results: !function utils.words\n" if name == "text_only" else ""
-        text = TASK.format(name=name, questions=folder / "questions.parquet", source=source, metric=metric, extra=extra)
-        (folder / f"{name}.yaml").write_text(text)
 
 
 @pytest.mark.parametrize("name", REPLICAS)
@@ -97,7 +43,8 @@ def test_the_whole_workflow(name, workplace):
             Image.fromarray(pixels).save(images / record["image"])
         records.append(record)
     (workplace / "data.json").write_text(json.dumps(records))
-    write_tasks(workplace / "tasks", images)
+    shown = [images / f"folder/{i}.png" for i in (1, 2, 4, 5)]
+    write_tasks(workplace / "tasks", shown, [f"what is thing{i}?" for i in range(4)], ["answer"] * 4)
     tasks = [f"replica_{task}" for task in TASKS if not (task == "text_only" and family in WITHOUT_TEXT_ONLY)]
     # needs a judge, and data that cannot be downloaded here
     judged = [{"name": "judged", "tasks": ["mmbench_en_dev"]}] if name == next(iter(REPLICAS)) else []
@@ -110,7 +57,7 @@ def test_the_whole_workflow(name, workplace):
         "target_model": {
             "name": str(model),
             "training": {
-                "epochs": 1,
+                "epochs": 5,
                 "batch_size": 4,
                 "learning_rate": 1.0e-2,
                 "save_every": 2,
@@ -123,9 +70,17 @@ def test_the_whole_workflow(name, workplace):
         },
     }
     (workplace / "replica.yaml").write_text(yaml.safe_dump(config))
+    checkpoints = workplace / "results/replica/checkpoints/target-full-1-0"
+    workplace.kill_when(
+        lambda: list(checkpoints.rglob("checkpoint-*/trainer_state.json")),
+        "killed",
+        group=True,
+        config=workplace / "replica.yaml",
+    )
     code, output = workplace.run(config=workplace / "replica.yaml", timeout=1500)
     logs = sorted((workplace / "results/replica/logs").rglob("*.log"), key=lambda path: path.stat().st_mtime)
     assert code == 0, output + "".join(f"\n== {log}\n{log.read_text()[-3000:]}" for log in logs[-2:])
+    assert "resuming from" in (workplace / "results/replica/logs/finetune_model/target-full-1-0.log").read_text()
     summary = pd.read_csv(workplace / "results/replica/summary.csv")
     assert set(summary["method"]) == {"coincide", "full"}
     assert set(summary["task"]) == {*tasks, "average"}

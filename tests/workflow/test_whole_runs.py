@@ -1,10 +1,8 @@
 """Whole runs of the workflow: the artefacts, what a change reruns, and recovery from kills and damaged files."""
 
 import json
-import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -12,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import psutil
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -194,31 +191,6 @@ def test_batch_sizes_and_devices_rerun_nothing(finished):
 # --- killed runs ---------------------------------------------------------------------------------
 
 
-def kill_when(workplace, condition, name, *, group):
-    """Start a run, kill it with SIGKILL as soon as the condition holds, and wait until its jobs have ended.
-
-    Args:
-        workplace: folder of the run.
-        condition: function without arguments.
-        name: of this start, for its log.
-        group: kill Snakemake and its jobs; otherwise only Snakemake, so that its jobs have to notice.
-    """
-    process = workplace.start(log=f"{name}.out")
-    deadline = time.monotonic() + 300
-    while not condition():
-        assert process.poll() is None, (workplace / f"{name}.out").read_text()
-        assert time.monotonic() < deadline, f"{name}: the condition was not met in time"
-        time.sleep(0.02)
-    jobs = psutil.Process(process.pid).children(recursive=True)
-    if group:
-        os.killpg(process.pid, signal.SIGKILL)
-    else:
-        process.kill()
-    process.wait()
-    psutil.wait_procs(jobs, timeout=20)
-    assert not [p for p in jobs if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
-
-
 def test_a_run_killed_in_four_stages_resumes_with_the_same_result(finished, tmp_path):
     workplace = Workplace(tmp_path)
     run = tmp_path / RUN
@@ -226,20 +198,20 @@ def test_a_run_killed_in_four_stages_resumes_with_the_same_result(finished, tmp_
     def log_contains(log, text):
         return lambda: (run / log).exists() and text in (run / log).read_text()
 
-    kill_when(workplace, (tmp_path / "resources").exists, "mix", group=True)
-    kill_when(workplace, log_contains("logs/activations/00000.log", "Loading weights"), "extract", group=False)
+    workplace.kill_when((tmp_path / "resources").exists, "mix", group=True)
+    workplace.kill_when(log_contains("logs/activations/00000.log", "Loading weights"), "extract", group=False)
     kept = [tmp_path / "resources/mini-mix/train.json", run / "samples/manifest.parquet"]
     kept_times = {path: path.stat().st_mtime_ns for path in kept}
     checkpoints = run / "checkpoints/target-coincide-0.2-0"
-    kill_when(workplace, lambda: list(checkpoints.rglob("checkpoint-*/trainer_state.json")), "finetune", group=True)
+    workplace.kill_when(lambda: list(checkpoints.rglob("checkpoint-*/trainer_state.json")), "finetune", group=True)
     selected = [
         run / "clusters.parquet",
         run / "density/group-000.parquet",
         run / "coresets/coincide/0.2/coreset.parquet",
     ]
     kept_times |= {path: path.stat().st_mtime_ns for path in selected}
-    kill_when(
-        workplace, log_contains("logs/evaluate_model/target-full-1-0-mini_mix.log", "running"), "evaluate", group=False
+    workplace.kill_when(
+        log_contains("logs/evaluate_model/target-full-1-0-mini_mix.log", "running"), "evaluate", group=False
     )
     model = run / "models/target/full/1/0/model.safetensors"
     kept_times[model] = model.stat().st_mtime_ns
