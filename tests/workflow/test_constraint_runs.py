@@ -160,8 +160,8 @@ def test_a_floor_brings_a_source_back_and_nothing_is_read_again(copy, tmp_path):
     code, output = copy.run(config=write_config(tmp_path, constraints))
     assert code == 0, output
     jobs = jobs_of(output)
-    assert {"budget", "picks", "coincide_coreset", "method_coreset", "full_coreset", "finetune_model"} <= jobs
-    assert not {"manifest", "activations", "clusters", "density", "transferability", "shares"} & jobs
+    assert {"budget", "picks", "coincide_coreset", "method_coreset", "full_coreset", "finetune_model"} <= jobs.keys()
+    assert not {"manifest", "activations", "clusters", "density", "transferability", "shares"} & jobs.keys()
     excluded = set(before["sample_id"].iloc[:3])
     for method in ("coincide", "random"):
         manifest, coreset = sources_of(copy, method)
@@ -180,7 +180,7 @@ def test_a_floor_brings_a_source_back_and_nothing_is_read_again(copy, tmp_path):
     text = (copy / RUN / "summary.md").read_text()
     assert re.search(rf"\| 20.0% \| at least, {dropped} \| {least} \| \d+ \| \d+ \|", text)
     assert "| 20.0% | keep | 1 | 1 | 1 |" in text
-    assert "Constraints on the coresets" in (copy / RUN / "report.html").read_text()
+    assert "Constraints, in samples" in (copy / RUN / "report.html").read_text()
 
     # a constraint that no coreset satisfies stops the next start before any job
     constraints = {"at_least": {"no such source": 3}, "keep": ["no such id"]}
@@ -195,11 +195,11 @@ def test_a_floor_brings_a_source_back_and_nothing_is_read_again(copy, tmp_path):
 def test_infeasible_constraints_stop_a_new_run_at_its_manifest(finished, tmp_path):
     workplace = Workplace(tmp_path)
     (tmp_path / "resources").symlink_to(finished / "resources")
-    config = write_config(tmp_path, {"at_least": {"scene": 1}, "exclude": ["x"]})
+    config = write_config(tmp_path, {"at_least": {"captions": 1}, "exclude": ["x"]})
     code, output = workplace.run("select", config=config)
     assert code != 0
     log = (tmp_path / RUN / "logs/manifest.log").read_text()
-    assert "the dataset has no samples of a source 'scene'; did you mean" in log
+    assert "the dataset has no samples of a source 'captions'; did you mean caption" in log
     assert "exclude: 1 id is not in the dataset: 'x'" in log
-    assert "the dataset has no samples of a source 'scene'" in output
+    assert "the dataset has no samples of a source 'captions'" in output
     assert "activations" not in jobs_of(output)

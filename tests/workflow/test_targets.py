@@ -9,6 +9,7 @@ TARGETS = (
     "check",
     "estimate",
     "select",
+    "export",
     "browse",
     "finetune",
     "evaluate",
