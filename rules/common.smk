@@ -378,6 +378,7 @@ def requested_texts():
         "summary.md",
         "estimate.md",
         "comparison.md",
+        "pilot.md",
         "transfer_check.md",
         "compare.md",
     ]
@@ -400,7 +401,7 @@ def browser_pages():
 def requested_coresets():
     """Lines on the coresets that this start was asked for: where they are, how many samples they have."""
     lines = []
-    for run in runs:
+    for run in started_runs():
         paths = [
             path
             for job in workflow.dag.jobs
@@ -411,6 +412,31 @@ def requested_coresets():
         tables = [f"{merge}/manifest.parquet", f"{merge}/rejected.parquet"]
         lines += coreset_lines(sorted(set(paths)), *tables) if paths else []
     return lines
+
+
+def started_runs():
+    """The runs that this start is about: those of the config, those of the pilot, or both."""
+    jobs = list(workflow.dag.jobs)
+    if not any(job.rule.name == "pilot" for job in jobs):
+        return list(runs)
+    names = {job.wildcards_dict.get("run") for job in jobs}
+    return [*runs.pilot, *(list(runs) if names & set(runs) else [])]
+
+
+def pilot_summaries(wildcards):
+    """The summaries of the pilot's runs, once their config is checked."""
+    try:
+        raise_pilot_problems(files=workflow.is_main_process)
+    except UserError as error:
+        raise WorkflowError(str(error))
+    return [f"results/{run}/summary.parquet" for run in runs.pilot]
+
+
+def of_pilot(stage, name):
+    """A file that all runs of the pilot share."""
+    return lambda wildcards: [
+        f"{runs.folder(run, stage)}/{name}" for run in list(runs.pilot)[:1]
+    ]
 
 
 @cache
@@ -460,7 +486,8 @@ def check_constraints():
     folders = {
         run: (runs.folder(run, "manifest"), runs.folder(run, "merge")) for run in runs
     }
-    check_manifests(runs.configs, folders, new)
+    configs_with_constraints = {run: runs.configs[run] for run in runs}
+    check_manifests(configs_with_constraints, folders, new)
 
 
 def builds_resources():
