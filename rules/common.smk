@@ -432,6 +432,20 @@ def pilot_summaries(wildcards):
     return [f"results/{run}/summary.parquet" for run in runs.pilot]
 
 
+def pilot_models():
+    """(method with its variant, replicate, evaluation) of every model of the pilot."""
+    return [
+        (
+            f"{method} ({variant})" if variant else method,
+            runs.setting(run, "replicate"),
+            results,
+        )
+        for run in runs.pilot
+        for variant in [runs.setting(run, "variant").removeprefix(f"{PILOT}-")]
+        for (method, _), results in zip(selections(run), evaluations(run))
+    ]
+
+
 def of_pilot(stage, name):
     """A file that all runs of the pilot share."""
     return lambda wildcards: [

@@ -38,6 +38,7 @@ rule comparison:
 rule pilot:
     input:
         summaries=pilot_summaries,
+        results=lambda wildcards: [results for _, _, results in pilot_models()],
         manifest=of_pilot("merge", "manifest.parquet"),
         holdout=of_pilot("manifest", "samples/holdout.parquet"),
     output:
@@ -57,6 +58,9 @@ rule pilot:
             run: shared_benchmark_folders(run) for run in runs.pilot
         },
         folders=[f"results/{run}/benchmarks" for run in runs.pilot],
+        models=lambda wildcards: [
+            (method, replicate) for method, replicate, _ in pilot_models()
+        ],
         model=ANY_RUN.reference_model.name,
         variants={
             run: (

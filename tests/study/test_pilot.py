@@ -1,98 +1,147 @@
-"""The answer of a pilot on cases worked by hand."""
+"""The answer of a pilot on cases worked by hand, and against a slow version of its variances."""
 
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
-from coincide.study.pilot import PilotError, as_text, holm, margins, pilot_scores, sentence
+from coincide.study.pilot import PilotError, adjusted_p_value, as_text, critical_value, margins, pilot_scores, sentence
 
 
-def scores(**methods):
-    """One row per method and replicate."""
+def answers(**methods):
+    """Answers of one task: for each method, a (replicates, questions) array of scores."""
     rows = [
-        {"method": method, "replicate": replicate, "score": score}
+        {"method": method, "replicate": replicate, "task": "t", "question": question, "score": score}
         for method, values in methods.items()
-        for replicate, score in enumerate(values)
+        for replicate, scores in enumerate(np.asarray(values, float))
+        for question, score in enumerate(scores)
     ]
     return pd.DataFrame(rows)
 
 
-RANDOM = [50.0, 52.0, 48.0, 51.0, 49.0]
+def drawn(margin, *, methods=1, replicates=5, questions=400, seed=0):
+    """Answers that are right with probability 0.5 for random choice, and with 0.5 + margin for a, b, …"""
+    rng = np.random.default_rng(seed)
+    draw = {"random": rng.random((replicates, questions)) < 0.5}
+    for name in "abcdefgh"[:methods]:
+        draw[name] = rng.random((replicates, questions)) < 0.5 + margin
+    return answers(**draw)
 
 
-def plus(*differences):
-    return [score + difference for score, difference in zip(RANDOM, differences)]
+@pytest.mark.parametrize(
+    ("comparisons", "degrees", "published"),
+    # Dunnett (1964), New tables for multiple comparisons with a control, two-sided, 95%
+    [(1, 10, 2.23), (2, 10, 2.57), (3, 10, 2.76), (4, 20, 2.65), (5, 20, 2.73), (3, 120, 2.38)],
+)
+def test_critical_values_are_those_of_dunnetts_tables(comparisons, degrees, published):
+    value = critical_value(comparisons, degrees)
+    assert value == pytest.approx(published, abs=0.012)
+    assert adjusted_p_value(value, comparisons, degrees) == pytest.approx(0.05, abs=0.002)
 
 
-def test_holm_on_a_case_worked_by_hand():
-    # 0.01 × 4, then 0.02 × 3, then 0.03 × 2, and 0.9 × 1; none is below an earlier one
-    assert holm([0.9, 0.01, 0.03, 0.02]) == pytest.approx([0.9, 0.04, 0.06, 0.06])
-    assert holm([0.4, 0.6]) == pytest.approx([0.8, 0.8])
-    assert holm([0.7, 0.8]) == pytest.approx([1, 1])
+def test_margins_on_a_case_worked_by_hand():
+    # Scores in points: random 50, 50; a 100, 50. Margins 50 and 0, mean 25.
+    table = margins(answers(random=[[1, 0], [0, 1]], a=[[1, 1], [1, 0]]))
+    (row,) = table.itertuples()
+    assert (row.score, row.random, row.margin) == (75, 50, 25)
+    # The four scores without their row and column means: ±12.5, so 4 · 12.5² with one degree of freedom, times 2 / 2.
+    # Questions: differences (0, 100) and (100, -100), whose means 50 and 0 vary by 1,250; the interaction
+    # (±75) has 4 · 75² / 1 / 1, half of which is more than 1,250, so nothing is added.
+    assert (row.error, row.degrees) == (pytest.approx(25), 1)
+    assert row.high - row.margin == pytest.approx(25 * stats.t.ppf(0.975, 1))
+    assert row.p == pytest.approx(0.5)  # t = 1 with one degree of freedom
+    assert (row.replicates, row.questions, row.verdict) == (2, 2, "undecided")
 
 
-def test_margins_are_paired_by_replicate():
-    table = margins(scores(random=RANDOM, a=plus(2, 2.2, 1.8, 2.1, 1.9), b=plus(-1, 1, -1, 1, 0)))
-    a, b = table.itertuples()
-    assert (a.method, b.method) == ("a", "b")
-    assert (a.margin, b.margin) == (pytest.approx(2), pytest.approx(0))
-    # t = 2 / (s / √5) with s² = 0.1 / 4
-    p = 2 * stats.t.sf(2 / np.sqrt(0.1 / 4 / 5), 4)
-    assert (a.p, a.p_holm) == (pytest.approx(p), pytest.approx(2 * p))
-    assert (b.p, b.p_holm) == (pytest.approx(1), pytest.approx(1))
-    assert 1.8 <= a.low < 2 < a.high <= 2.2
-    assert (a.verdict, b.verdict) == ("better", "undecided")
+def slow_error(table, method):
+    """Standard error of a margin, one sum at a time; all tasks weigh the same."""
+    methods, replicates = sorted(set(table["method"])), sorted(set(table["replicate"]))
+    tasks = sorted(set(table["task"]))
+
+    def mean(**fixed):
+        part = table
+        for name, value in fixed.items():
+            part = part[part[name] == value]
+        return 100 * np.mean([part.loc[part["task"] == task, "score"].mean() for task in tasks])
+
+    residuals = [
+        mean(method=m, replicate=r) - mean(method=m) - mean(replicate=r) + mean() for m in methods for r in replicates
+    ]
+    variance = sum(e**2 for e in residuals) / (len(methods) - 1) / (len(replicates) - 1) * 2 / len(replicates)
+    extra = 0.0
+    for task in tasks:
+        part = table[table["task"] == task].pivot_table(
+            index="question", columns=["method", "replicate"], values="score"
+        )
+        difference = 100 * (part[method] - part["random"])
+        n = len(difference)
+        rows, columns, whole = difference.mean(axis=1), difference.mean(axis=0), difference.to_numpy().mean()
+        interaction = [
+            (difference.loc[q, r] - rows[q] - columns[r] + whole) ** 2 for q in difference.index for r in replicates
+        ]
+        within = sum(interaction) / (n - 1) / (len(replicates) - 1)
+        extra += (rows.var(ddof=1) - within / len(replicates)) / n / len(tasks) ** 2
+    return np.sqrt(variance + max(extra, 0))
 
 
-def test_a_replicate_without_random_is_left_out():
-    table = scores(random=RANDOM, a=plus(1, 2, 3, 4, 100))
-    table = table[~((table["method"] == "random") & (table["replicate"] == 4))]
-    (row,) = margins(table).itertuples()
-    assert (row.margin, row.replicates) == (2.5, 4)
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10_000), replicates=st.integers(2, 4), methods=st.integers(1, 3))
+def test_errors_are_those_of_a_slow_version(seed, replicates, methods):
+    parts = [drawn(0.1, methods=methods, replicates=replicates, questions=n, seed=seed + n) for n in (5, 9)]
+    table = pd.concat([part.assign(task=f"task {i}") for i, part in enumerate(parts)], ignore_index=True)
+    result = margins(table)
+    for row in result.itertuples():
+        assert row.error == pytest.approx(slow_error(table, row.method))
+        assert row.margin == pytest.approx(row.score - row.random)
+        assert (row.verdict == "undecided") == (row.low <= 0 <= row.high)
 
 
-def test_replicates_that_agree_exactly_are_no_proof():
-    (row,) = margins(scores(random=RANDOM, a=plus(1, 1, 1, 1, 1))).itertuples()
-    assert (row.margin, row.low, row.high, row.p) == (1, 1, 1, 2**-4)
-    assert row.verdict == "undecided"
-    (row,) = margins(scores(random=RANDOM, a=RANDOM)).itertuples()
-    assert (row.p, row.verdict) == (1, "undecided")
-
-
-def test_without_random_there_is_no_answer():
-    with pytest.raises(PilotError, match="add random"):
-        margins(scores(a=RANDOM))
-
-
-def test_the_sentence_names_what_beats_random_choice():
-    good, bad = plus(2, 2.2, 1.8, 2.1, 1.9), plus(-2, -2.2, -1.8, -2.1, -1.9)
-    also, noise = plus(1, 1.2, 0.8, 1.1, 0.9), plus(3, -3, 2, -2, 0.5)
-    text = sentence(margins(scores(random=RANDOM, **{"coincide (even)": good}, b=bad, c=also, d=noise)))
-    assert text.startswith("coincide (even) beats random choice by 2.0 (1.9 to 2.1) points on your data.")
-    assert "So do: c by 1.0 (0.9 to 1.1)." in text
-    assert "Worse than random choice: b." in text
-    assert text.endswith(
-        "4 methods and settings were compared with random choice; p values are corrected for that (Holm)."
-    )
+def test_a_clear_margin_is_found_and_none_is_not_made_up():
+    (row,) = margins(drawn(0.2)).itertuples()
+    assert (row.verdict, row.p < 0.001) == ("better", True)
+    assert abs(row.margin - 20) < 5
+    (row,) = margins(drawn(-0.2)).itertuples()
+    assert row.verdict == "worse"
+    wrong = sum((margins(drawn(0.0, methods=4, seed=seed))["verdict"] != "undecided").any() for seed in range(100))
+    assert wrong <= 12  # 5 are expected; 13 or more have a probability of 0.1%
 
 
 def test_what_passes_as_the_only_method_may_not_pass_among_many():
-    almost = plus(1, 3, 2, 0.5, 2.5)
-    (only,) = margins(scores(random=RANDOM, a=almost)).itertuples()
-    assert only.verdict == "better"
-    noise = {f"m{i}": plus(1, -1, 1, -1, 0.1 * i) for i in range(6)}
-    table = margins(scores(random=RANDOM, a=almost, **noise))
-    assert table.loc[0, "p"] == only.p < 0.05 < table.loc[0, "p_holm"] == pytest.approx(7 * only.p)
-    text = sentence(table)
-    assert text.startswith("No method beats random choice here: the largest margin is that of a, 1.8 (")
-    assert "7 methods and settings" in text
+    alone = margins(drawn(0.0, methods=1))
+    many = margins(drawn(0.0, methods=8))
+    t = 2.5
+    assert adjusted_p_value(t, 1, 40) < 0.05 < adjusted_p_value(t, 8, 40)
+    assert many.loc[0, "degrees"] == 8 * 4 > alone.loc[0, "degrees"] == 4
 
 
-def test_two_replicates_give_no_answer():
-    text = sentence(margins(scores(random=RANDOM[:2], a=[60.0, 62.0])))
-    assert text.startswith("No answer: 2 replicates are too few for intervals; set pilot.replicates to five")
-    assert "that of a, +10.0 points" in text
+def test_answers_that_are_missing_are_named():
+    table = drawn(0.1)
+    with pytest.raises(PilotError, match=r"without answers to all questions: a \(3\)$"):
+        margins(table[~((table["method"] == "a") & (table["replicate"] == 3) & (table["question"] == 7))])
+    with pytest.raises(PilotError, match="0 methods and random choice"):
+        margins(table[table["method"] == "random"])
+    with pytest.raises(PilotError, match="1 replicates"):
+        margins(table[table["replicate"] == 0])
+
+
+def test_the_sentence_names_what_beats_random_choice():
+    good, bad = drawn(0.2, seed=1), drawn(-0.2, seed=1)
+    table = pd.concat(
+        [
+            good.replace({"method": {"a": "coincide (even)"}}),
+            drawn(0.12, seed=1)[lambda rows: rows["method"] == "a"],
+            bad[bad["method"] == "a"].assign(method="b"),
+        ]
+    )
+    text = sentence(margins(table))
+    assert text.startswith("coincide (even) beats random choice by ")
+    assert " points on your data. So do: a by " in text
+    assert text.endswith("Worse than random choice: b.")
+    text = sentence(margins(drawn(0.0)))
+    assert text.startswith("No method beats random choice here: the largest margin is that of a, ")
+    assert "could not have told margins below about" in text
 
 
 def test_scores_are_averages_over_tasks_in_points():
@@ -111,9 +160,10 @@ def test_scores_are_averages_over_tasks_in_points():
 
 
 def test_the_text_has_the_answer_the_table_and_the_cost():
-    table = margins(scores(random=RANDOM, a=plus(2, 2.2, 1.8, 2.1, 1.9))).assign(seconds=12.0)
+    table = margins(drawn(0.2)).assign(seconds=12.0)
     stages = [{"seconds": 3600.0, "device_seconds": 3000.0}, {"seconds": 36.0, "device_seconds": 0.0}]
-    text = as_text(table, 50.0, design="A design.", stages=stages)
-    assert text.startswith("a beats random choice by 2.0")
-    assert "| a | 52.0 | 2.0 (1.9 to 2.1) | 5 |" in text
+    text = as_text(table, design="A design.", stages=stages)
+    assert text.startswith("a beats random choice by ")
+    assert f"| a | {table.loc[0, 'score']:.1f} | {table.loc[0, 'margin']:.1f} (" in text
+    assert f"random scores {table.loc[0, 'random']:.1f}." in text
     assert "Cost: 3,636 seconds of jobs (1 hours), 3,000 of them" in text
