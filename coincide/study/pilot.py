@@ -23,6 +23,7 @@ from coincide.reporting.summary import AVERAGE, KEYS
 from coincide.study.comparison import sign_flip_p_value
 
 RANDOM = "random"
+LEAST_SCORE = 1.0  # points; where no method reaches it, the model has learned nothing that could differ
 LEVEL = 0.05  # chance that any method is wrongly said to differ from random choice
 FEWEST_REPLICATES = 3  # of an interval
 BETTER, WORSE, UNDECIDED = "better", "worse", "undecided"
@@ -183,8 +184,15 @@ def as_text(table: pd.DataFrame, random_score: float, *, design: str, stages: Se
         for row in table.itertuples()
     ]
     total, on_device = (sum(stage[key] for stage in stages) for key in ("seconds", "device_seconds"))
+    warning = []
+    if max(random_score, table["score"].max()) < LEAST_SCORE:
+        warning.append(
+            f"Warning: no model scores {LEAST_SCORE:g} point or more, so that nothing can differ; raise pilot.epochs, "
+            "pilot.learning_rate or pilot.samples."
+        )
     return "\n\n".join(
         [
+            *warning,
             sentence(table),
             design,
             markdown_table(pd.DataFrame(rows)),

@@ -117,3 +117,10 @@ def test_the_text_has_the_answer_the_table_and_the_cost():
     assert text.startswith("a beats random choice by 2.0")
     assert "| a | 52.0 | 2.0 (1.9 to 2.1) | 5 |" in text
     assert "Cost: 3,636 seconds of jobs (1 hours), 3,000 of them" in text
+
+
+def test_models_that_learned_nothing_are_named():
+    table = margins(scores(random=[0, 0, 0.1], a=[0, 0.2, 0])).assign(seconds=1.0)
+    text = as_text(table, 0.03, design="", stages=[])
+    assert text.startswith("Warning: no model scores 1 point or more, so that nothing can differ; raise pilot.epochs")
+    assert "Warning" not in as_text(table, 30.0, design="", stages=[])
