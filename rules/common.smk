@@ -373,7 +373,7 @@ def shared_benchmark_folders(run):
 
 
 def requested_texts():
-    """The texts that this start wrote for the user to read."""
+    """The texts that this start wrote for the user to read; of the pilot, only its answer."""
     names = [
         "summary.md",
         "estimate.md",
@@ -389,6 +389,7 @@ def requested_texts():
         for job in workflow.dag.jobs
         for path in job.output
         if os.path.basename(path) in names and os.path.exists(path)
+        if job.wildcards_dict.get("run") not in runs.pilot
     ]
 
 
@@ -401,7 +402,7 @@ def browser_pages():
 def requested_coresets():
     """Lines on the coresets that this start was asked for: where they are, how many samples they have."""
     lines = []
-    for run in started_runs():
+    for run in [run for run in started_runs() if run not in runs.pilot]:
         paths = [
             path
             for job in workflow.dag.jobs

@@ -799,7 +799,7 @@ class Pilot(Section):
     )
     fraction: Fraction = setting(0.2, "share of the rest that each method keeps", operational=True)
     replicates: Annotated[list[Size], Field(min_length=2)] = setting(
-        [0, 1, 2, 3, 4], "seeds of clusters, draws and training; intervals require three", operational=True
+        [0, 1, 2, 3, 4], "seeds of clusters, draws and training", operational=True
     )
     methods: list[StrictStr] | None = setting(
         None,

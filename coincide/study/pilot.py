@@ -31,6 +31,7 @@ from coincide.reporting.summary import AVERAGE, KEYS
 RANDOM = "random"
 CONFIDENCE = 0.95
 CORRELATION = 0.5  # of two differences from the same control
+LEAST_SCORE = 1.0  # points; where no method reaches it, the model has learned nothing that could differ
 BETTER, WORSE, UNDECIDED = "better", "worse", "undecided"
 
 
@@ -223,8 +224,15 @@ def as_text(table: pd.DataFrame, *, design: str, stages: Sequence[Mapping[str, A
         for row in table.itertuples()
     ]
     total, on_device = (sum(stage[key] for stage in stages) for key in ("seconds", "device_seconds"))
+    warning = []
+    if table[["score", "random"]].max(axis=None) < LEAST_SCORE:
+        warning.append(
+            f"Warning: no model scores {LEAST_SCORE:g} point or more, so that nothing can differ; raise pilot.epochs, "
+            "pilot.learning_rate or pilot.samples."
+        )
     return "\n\n".join(
         [
+            *warning,
             sentence(table),
             design,
             markdown_table(pd.DataFrame(rows)),

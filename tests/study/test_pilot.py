@@ -167,3 +167,11 @@ def test_the_text_has_the_answer_the_table_and_the_cost():
     assert f"| a | {table.loc[0, 'score']:.1f} | {table.loc[0, 'margin']:.1f} (" in text
     assert f"random scores {table.loc[0, 'random']:.1f}." in text
     assert "Cost: 3,636 seconds of jobs (1 hours), 3,000 of them" in text
+
+
+def test_models_that_learned_nothing_are_named():
+    table = margins(drawn(-0.5, questions=50).assign(score=0.0)).assign(seconds=1.0)
+    assert (table.loc[0, "p"], table.loc[0, "verdict"]) == (1, "undecided")
+    text = as_text(table, design="", stages=[])
+    assert text.startswith("Warning: no model scores 1 point or more, so that nothing can differ; raise pilot.epochs")
+    assert "Warning" not in as_text(table.assign(random=30.0), design="", stages=[])
