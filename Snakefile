@@ -6,7 +6,7 @@
 # computed once, by the first of them.
 import re
 import sys
-from functools import cache
+from functools import cache, partial
 
 from snakemake.exceptions import WorkflowError
 from snakemake.common.configfile import load_configfile
@@ -43,6 +43,7 @@ from coincide.workflow.job import offer_package
 from coincide.workflow.job_resources import RESOURCES, JobResources
 from coincide.workflow.lock import hold_run
 from coincide.workflow.overlay import check_runs, with_types
+from coincide.workflow.pilot import check_pilot, pilot_name, pilot_runs
 from coincide.workflow.plan import finish_plans, write_plans
 from coincide.workflow.recheck import repeat_checks
 from coincide.workflow.reruns import CONTENT_KEYED
@@ -70,20 +71,18 @@ update_config(config, given)
 try:
     check_workflow_folder(FOLDER)
     # Jobs read this file again; the files that the config names were checked before the jobs started.
-    runs = Runs(
-        check_runs(
-            config,
-            files=workflow.is_main_process,
-            overrides=given,
-        )
-    )
+    configs = check_runs(config, files=workflow.is_main_process, overrides=given)
+    # A config that cannot have a pilot is an error only when the target asks for it
+    runs = Runs(configs, pilot_runs(config, configs, overrides=given))
 except UserError as error:
     raise WorkflowError(str(error))
 COMPARISON = f"results/{config['run']}-comparison"
+PILOT = pilot_name(config["run"])
+raise_pilot_problems = partial(check_pilot, config, configs, overrides=given)
 COMPARED = comparison_folder(runs)
 # Scripts read their settings from here, by run, with defaults filled in. The settings that change results are also
 # params of the rule, so that a new value reruns it.
-config = {run: runs.configs[run].model_dump() for run in runs}
+config = {run: values.model_dump() for run, values in runs.configs.items()}
 console = []  # prints the progress, once jobs start
 if (
     workflow.is_main_process
@@ -135,7 +134,7 @@ include: "rules/study.smk"
 
 onstart:
     # Snakemake's own lock outlives a killed run; this one ends with the process.
-    folders = {f"results/{run}": runs.shared(run) for run in runs}
+    folders = {f"results/{run}": runs.shared(run) for run in started_runs()}
     try:
         for folder in [*sorted(folders), *["resources"] * builds_resources()]:
             hold_run(folder)
@@ -160,7 +159,7 @@ onstart:
     planned_results.update(
         (job.rule.name, str(job.output[0])) for job in training_jobs()
     )
-    for run in runs:
+    for run in started_runs():
         for line in demo_settings(runs.configs[run]):
             print(f"Warning ({run}): {line}", file=sys.stderr)
         if compared_content(run).is_other:
@@ -168,7 +167,7 @@ onstart:
 
 
 onsuccess:
-    finish_plans(f"results/{run}" for run in runs)
+    finish_plans(f"results/{run}" for run in started_runs())
     for shown in console:
         shown.end()
     executed = [
@@ -189,4 +188,8 @@ onerror:
 
     for shown in console:
         shown.end()
-    print(*(outcome(f"results/{run}") for run in runs), sep="\n", file=sys.stderr)
+    print(
+        *(outcome(f"results/{run}") for run in started_runs()),
+        sep="\n",
+        file=sys.stderr,
+    )

@@ -373,11 +373,12 @@ def shared_benchmark_folders(run):
 
 
 def requested_texts():
-    """The texts that this start wrote for the user to read."""
+    """The texts that this start wrote for the user to read; of the pilot, only its answer."""
     names = [
         "summary.md",
         "estimate.md",
         "comparison.md",
+        "pilot.md",
         "transfer_check.md",
         "compare.md",
     ]
@@ -388,6 +389,7 @@ def requested_texts():
         for job in workflow.dag.jobs
         for path in job.output
         if os.path.basename(path) in names and os.path.exists(path)
+        if job.wildcards_dict.get("run") not in runs.pilot
     ]
 
 
@@ -400,7 +402,7 @@ def browser_pages():
 def requested_coresets():
     """Lines on the coresets that this start was asked for: where they are, how many samples they have."""
     lines = []
-    for run in runs:
+    for run in [run for run in started_runs() if run not in runs.pilot]:
         paths = [
             path
             for job in workflow.dag.jobs
@@ -411,6 +413,45 @@ def requested_coresets():
         tables = [f"{merge}/manifest.parquet", f"{merge}/rejected.parquet"]
         lines += coreset_lines(sorted(set(paths)), *tables) if paths else []
     return lines
+
+
+def started_runs():
+    """The runs that this start is about: those of the config, those of the pilot, or both."""
+    jobs = list(workflow.dag.jobs)
+    if not any(job.rule.name == "pilot" for job in jobs):
+        return list(runs)
+    names = {job.wildcards_dict.get("run") for job in jobs}
+    return [*runs.pilot, *(list(runs) if names & set(runs) else [])]
+
+
+def pilot_summaries(wildcards):
+    """The summaries of the pilot's runs, once their config is checked."""
+    try:
+        raise_pilot_problems(files=workflow.is_main_process)
+    except UserError as error:
+        raise WorkflowError(str(error))
+    return [f"results/{run}/summary.parquet" for run in runs.pilot]
+
+
+def pilot_models():
+    """(method with its variant, replicate, evaluation) of every model of the pilot."""
+    return [
+        (
+            f"{method} ({variant})" if variant else method,
+            runs.setting(run, "replicate"),
+            results,
+        )
+        for run in runs.pilot
+        for variant in [runs.setting(run, "variant").removeprefix(f"{PILOT}-")]
+        for (method, _), results in zip(selections(run), evaluations(run))
+    ]
+
+
+def of_pilot(stage, name):
+    """A file that all runs of the pilot share."""
+    return lambda wildcards: [
+        f"{runs.folder(run, stage)}/{name}" for run in list(runs.pilot)[:1]
+    ]
 
 
 @cache
@@ -460,7 +501,8 @@ def check_constraints():
     folders = {
         run: (runs.folder(run, "manifest"), runs.folder(run, "merge")) for run in runs
     }
-    check_manifests(runs.configs, folders, new)
+    configs_with_constraints = {run: runs.configs[run] for run in runs}
+    check_manifests(configs_with_constraints, folders, new)
 
 
 def builds_resources():

@@ -34,6 +34,45 @@ rule comparison:
         "../workflow_scripts/comparison.py"
 
 
+# The runs of the target pilot side by side: each method against random choice on a subsample of the dataset
+rule pilot:
+    input:
+        summaries=pilot_summaries,
+        results=lambda wildcards: [results for _, _, results in pilot_models()],
+        manifest=of_pilot("merge", "manifest.parquet"),
+        holdout=of_pilot("manifest", "samples/holdout.parquet"),
+    output:
+        table=f"results/{PILOT}/pilot.csv",
+        text=f"results/{PILOT}/pilot.md",
+    log:
+        f"results/{PILOT}/pilot.log",
+    benchmark:
+        f"results/{PILOT}/pilot.tsv"
+    conda:
+        "../envs/reporting.yaml"
+    envmodules:
+        *MODULES.reporting,
+    params:
+        version=VERSIONS["pilot"],
+        benchmarks=lambda wildcards: {
+            run: shared_benchmark_folders(run) for run in runs.pilot
+        },
+        folders=[f"results/{run}/benchmarks" for run in runs.pilot],
+        models=lambda wildcards: [
+            (method, replicate) for method, replicate, _ in pilot_models()
+        ],
+        model=ANY_RUN.reference_model.name,
+        variants={
+            run: (
+                runs.setting(run, "variant").removeprefix(f"{PILOT}-"),
+                runs.setting(run, "replicate"),
+            )
+            for run in runs.pilot
+        },
+    script:
+        "../workflow_scripts/pilot.py"
+
+
 # Two runs, or two coresets: which samples they keep. No scores, so no training: those are compared by comparison.
 rule compare_coresets:
     input:

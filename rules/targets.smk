@@ -1,5 +1,5 @@
 # The targets that people ask for: snakemake … check | estimate | select | export | browse | finetune | evaluate | report |
-# comparison | compare | transfer_check. Where a target has the word of a stage, the rule that does the work is a verb
+# comparison | pilot | compare | transfer_check. Where a target has the word of a stage, the rule that does the work is a verb
 # with its object: finetune is every finetune_model.
 
 

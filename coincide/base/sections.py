@@ -192,6 +192,11 @@ class Dataset(Section):
         stages=("manifest", "holdout_questions", "image_hashes", "leaks", "browser"),
     )
     shards: Count = setting(1, "number of extraction jobs", stages=("manifest", "screen", "shards"))
+    sample: Count | None = setting(
+        None,
+        "use only this many samples, in which every source keeps its share; the others are rejected as not sampled; "
+        "null: all",
+    )
     max_rejected: Share = setting(
         0.01, "the run stops when more than this share of the samples is rejected", operational=True
     )
@@ -785,6 +790,43 @@ class Run(Section):
     evaluation: dict[str, Any] = setting({}, "settings that differ")
 
 
+class Pilot(Section):
+    """The target `pilot`: which method beats random choice on a subsample of the dataset (docs/pilot.md)."""
+
+    samples: Count = setting(5000, "samples of the dataset, from all sources", operational=True)
+    holdout: Annotated[float, Field(gt=0, le=0.5, strict=True)] = setting(
+        0.1, "share of these samples that the models are asked", operational=True
+    )
+    fraction: Fraction = setting(0.2, "share of the rest that each method keeps", operational=True)
+    replicates: Annotated[list[Size], Field(min_length=2)] = setting(
+        [0, 1, 2, 3, 4], "seeds of clusters, draws and training", operational=True
+    )
+    methods: list[StrictStr] | None = setting(
+        None,
+        "methods to compare, random among them; null: all that this config has the models for",
+        operational=True,
+        min_length=2,
+    )
+    variants: dict[Name, dict[StrictStr, dict[str, Any]]] = setting(
+        {
+            "published": {"selection": {"budget": "published"}},
+            "even": {"selection": {"budget": "even"}},
+            "size": {"selection": {"budget": "size"}},
+            "tau-0.02": {"selection": {"budget": "published", "temperature": 0.02}},
+            "tau-0.5": {"selection": {"budget": "published", "temperature": 0.5}},
+        },
+        "name -> settings to compare, by section, of coincide; of other methods with selection.methods. Those that the "
+        "config has already are left out",
+        operational=True,
+    )
+    k: Count | None = setting(None, "number of clusters; null: one per 66 samples", operational=True)
+    epochs: Positive = setting(1.0, "passes over a coreset", operational=True)
+    batch_size: Count = setting(16, "samples per step", operational=True)
+    learning_rate: Positive | None = setting(
+        None, "peak learning rate of the reference model; null: that of the target model", operational=True
+    )
+
+
 class Config(Section):
     """A whole run."""
 
@@ -808,6 +850,7 @@ class Config(Section):
     evaluation: Evaluation
     transfer_check: TransferCheck = TransferCheck()
     browser: Browser = Browser()
+    pilot: Pilot = Pilot()
     mini_mix: MiniMix = MiniMix()
     even_mix: EvenMix = EvenMix()
     clip_model: ClipModel = ClipModel()
@@ -833,6 +876,8 @@ class Config(Section):
             ("selection.fractions", self.selection.fractions),
             ("selection.methods", self.selection.methods),
             ("reference_model.extra_metrics", self.reference_model.extra_metrics),
+            ("pilot.replicates", self.pilot.replicates),
+            ("pilot.methods", self.pilot.methods or []),
             ("target_model.seeds", self.target_model.seeds),
             ("evaluation.groups", [group.name for group in self.evaluation.groups]),
         ):

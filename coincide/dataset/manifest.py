@@ -16,6 +16,7 @@ from coincide.dataset.images import ImageError, ImageFolders, check_image_header
 from coincide.dataset.record_checks import Rejection, check_record
 from coincide.dataset.samples import DROPPED, Reason, RejectedSample, rejected_table
 from coincide.dataset.shard_assignment import assign_shards
+from coincide.dataset.subsample import subsample
 
 MANIFEST_COLUMNS = {
     "sample_id": "str",
@@ -67,10 +68,12 @@ def build_manifest(
         raise DatasetError(f"the images folder {folders[0]} does not exist; set dataset.images")
     samples, malformed = _check_records(records, with_digests=dataset.duplicate_ids == "digest")
     samples, duplicates = _assign_ids(samples, dataset.duplicate_ids)
+    samples, not_sampled = _draw(samples, dataset.sample)
     faults = _find_faulty_images(_image_uses(samples).unique(), folders, dataset, threads)
     samples, with_faulty_images = _reject_faulty_images(samples, faults)
     manifest = assign_shards(samples, dataset.shards)[list(MANIFEST_COLUMNS)].astype(MANIFEST_COLUMNS)
-    rejected = sorted([*malformed, *duplicates, *with_faulty_images], key=lambda sample: sample.dataset_row)
+    rejected = [*malformed, *duplicates, *not_sampled, *with_faulty_images]
+    rejected.sort(key=lambda sample: sample.dataset_row)
     return manifest, rejected_table(rejected)
 
 
@@ -104,13 +107,14 @@ def check_rejected(rejected: pd.DataFrame, total: int, max_rejected: float, *, r
 
     Args:
         rejected: table of the rejected samples.
-        total: rows of the dataset.
+        total: rows of the dataset; those that were not sampled do not count.
         max_rejected: largest share of the dataset that may be rejected.
         rejected_path: file that keeps the table of the rejected samples, for the message.
 
     Raises:
         DatasetError: with every reason, and up to three examples of each.
     """
+    total -= int((rejected["reason"] == Reason.NOT_SAMPLED).sum())
     rejected = rejected[~rejected["reason"].isin(DROPPED)]
     if not total or len(rejected) / total <= max_rejected:
         return
@@ -197,6 +201,19 @@ def _assign_ids(samples, duplicate_ids):
     new_ids = samples["sample_id"].copy()
     new_ids.loc[samples.index[needs_digest]] = _make_unique(samples.loc[needs_digest, "digest"], taken)
     return samples.assign(sample_id=new_ids).reset_index(drop=True), rejected
+
+
+def _draw(samples, size):
+    """(table of the samples that are drawn, list of the others as rejected samples)."""
+    if size is None:
+        return samples, []
+    is_drawn = subsample(samples, size)
+    others = samples[~is_drawn]
+    rejected = [
+        RejectedSample(sample_id, int(position), Reason.NOT_SAMPLED, f"dataset.sample is {size}")
+        for sample_id, position in zip(others["sample_id"], others["position"])
+    ]
+    return samples[is_drawn].reset_index(drop=True), rejected
 
 
 def _duplicates(samples, is_duplicate):

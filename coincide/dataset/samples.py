@@ -32,9 +32,10 @@ class Reason(StrEnum):
     NON_FINITE_ACTIVATION = "non-finite activation"
     EVALUATION_LEAK = "evaluation leak"
     NEAR_DUPLICATE = "near-duplicate"
+    NOT_SAMPLED = "not sampled"
 
 
-DROPPED = (Reason.EVALUATION_LEAK, Reason.NEAR_DUPLICATE)  # usable samples that the config drops
+DROPPED = (Reason.EVALUATION_LEAK, Reason.NEAR_DUPLICATE, Reason.NOT_SAMPLED)  # usable samples that the config drops
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from coincide.base.errors import UserError
 
 FAILED = "failed"  # key of a results.json whose tasks could not be evaluated
@@ -44,6 +46,30 @@ def read_scores(path: Path | str) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def read_answers(path: Path | str) -> pd.DataFrame:
+    """The score of every answer of an evaluation.
+
+    Args:
+        path: a results.json of `coincide.evaluation.evaluate.evaluate`, next to the answers.
+
+    Returns:
+        table of task, question (its number within the task) and score, by the metric of `read_scores`.
+
+    Raises:
+        EvaluationError: a task has no score, or an answer has none.
+    """
+    tables = []
+    for row in read_scores(path):
+        file = Path(path).parent / "samples" / f"{row['task']}.jsonl"
+        answers = [json.loads(line) for line in file.read_text().splitlines()]
+        try:
+            scores = [(answer["doc_id"], float(answer[row["metric"]])) for answer in answers]
+        except (KeyError, TypeError, ValueError) as error:
+            raise EvaluationError(f"{file}: an answer has no number as {row['metric']} ({error!r})") from None
+        tables.append(pd.DataFrame(scores, columns=["question", "score"]).assign(task=row["task"]))
+    return pd.concat(tables, ignore_index=True)[["task", "question", "score"]]
 
 
 def read_failure(path: Path | str) -> dict[str, Any] | None:

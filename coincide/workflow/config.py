@@ -341,7 +341,12 @@ def _constraint_problems(config: Config) -> Iterator[str]:
 
 
 def count_samples(config: Config) -> int | None:
-    """Number of samples, an upper bound for JSON; None if they cannot be counted quickly."""
+    """Number of samples to use, an upper bound for JSON; None if they cannot be counted quickly."""
+    count, sample = _count_dataset(config), config.dataset.sample
+    return min(count, sample) if count and sample else count
+
+
+def _count_dataset(config):
     annotations = config.dataset.annotations
     if annotations == f"{MINI_MIX}/train.json":
         return config.mini_mix.samples

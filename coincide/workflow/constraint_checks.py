@@ -88,11 +88,12 @@ def check_manifests(
 
 def _check(configs, tables):
     """Check runs: dict of run -> (samples that can be selected, ids of those that cannot)."""
-    lines = []
+    lines: list[str] = []
+    constrained = sum(config.selection.constraints.is_set for config in configs.values())
     for run, (samples, set_aside) in tables.items():
         selection = configs[run].selection
         if selection.constraints.is_set:
             found = conflicts(selection.constraints, samples, selection.fractions, set_aside=set(set_aside))
-            lines += [f"{run}: {line}" if len(configs) > 1 else line for line in found]
+            lines += [f"{run}: {line}" if constrained > 1 else line for line in found]
     if lines:
         raise ConstraintError(["the constraints cannot be satisfied:", *(f"  {line}" for line in lines)])

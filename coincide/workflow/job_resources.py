@@ -304,7 +304,7 @@ class JobResources:
         With several GPUs, as many jobs as GPUs are side by side. All cores for a job that has the machine to itself;
         not with several runs, since it would wait until every other job is done.
         """
-        if rule == "check_transfer" or (rule == "clusters" and len(self.runs.configs) == 1):
+        if rule == "check_transfer" or (rule == "clusters" and list(self.runs) == [wildcards.get("run")]):
             return WHOLE_MACHINE
         gpus = self._demand(rule, wildcards).gpus
         side_by_side = max(2, self.gpus // gpus) if gpus else 2

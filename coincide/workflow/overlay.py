@@ -69,7 +69,7 @@ def check_runs(
     Raises:
         ConfigError: one message with every wrong key of every run.
     """
-    values = _without_inherited(values, overrides or {})
+    values = without_inherited(values, overrides or {})
     if not values.get("runs"):
         single = {**values, "runs": []}
         config = check_config(single, files=files)
@@ -123,8 +123,8 @@ def _replicates(values: dict[str, Any], config: Config, variant: str) -> Iterato
         yield run, overlaid(values, settings)
 
 
-def _without_inherited(values, settings):
-    """The values without what the settings make wrong: see the two functions."""
+def without_inherited(values: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """The values without what the settings make wrong: the images and clusters of another dataset, other questions."""
     return _without_inherited_groups(_without_inherited_dataset(values, settings), settings)
 
 
@@ -157,7 +157,7 @@ def _without(values, settings, section, key):
 
 def overlaid(values: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     """Values with settings merged into them, mappings recursively; the arguments are not changed."""
-    merged = dict(_without_inherited(values, settings))
+    merged = dict(without_inherited(values, settings))
     for key, value in settings.items():
         mergeable = isinstance(value, dict) and isinstance(merged.get(key), dict)
         merged[key] = overlaid(merged[key], value) if mergeable else value

@@ -112,12 +112,13 @@ def dependents(rules: tuple[str, ...], *, any_method: bool = True) -> set[str]:
 def settings(section: type[Section] = Config, prefix: str = "") -> Iterator[tuple[str, tuple[str, ...], str]]:
     """(dotted name, rules that it changes, kind) of every setting; kind is "", "operational", "path" or "expanded".
 
-    Settings of single runs (`runs`), of environment modules and of what the workflow builds for the demo are left out.
+    Settings of single runs (`runs`), of the pilot, which has runs of its own, of environment modules and of what the
+    workflow builds for the demo are left out.
     """
     for name, field in section.model_fields.items():
         dotted, mark = f"{prefix}{name}", section.mark(name)
         nested = nested_section(field.annotation)
-        if dotted in ("runs", "modules", "tiny_models", "converted_models", "mini_mix", "even_mix"):
+        if dotted in ("runs", "pilot", "modules", "tiny_models", "converted_models", "mini_mix", "even_mix"):
             continue
         if section is Config and not nested:
             continue

@@ -78,6 +78,7 @@ VERSIONS = {
     "write_report": 2,
     "browser": 1,
     "comparison": 1,
+    "pilot": 1,
     "check_transfer": 1,
     "compare_coresets": 1,
     "estimate_cost": 1,
@@ -123,14 +124,16 @@ class Runs:
 
     Args:
         configs: dict of run -> Config, in the order of the config file.
+        pilot: those of the target pilot; they share results with each other only, and iteration leaves them out.
     """
 
-    def __init__(self, configs: dict[str, Config]):
-        self.configs = configs
+    def __init__(self, configs: dict[str, Config], pilot: dict[str, Config] | None = None):
+        self.pilot = pilot or {}
+        self.configs = {**configs, **self.pilot}
         self._folders: dict[tuple, str] = {}
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.configs)
+        return (run for run in self.configs if run not in self.pilot)
 
     def setting(self, run: str, name: str) -> Any:
         """A setting of a run, by its dotted name."""
@@ -168,9 +171,8 @@ class Runs:
         key = (run, stage, method, group)
         if key not in self._folders:
             dependencies = self._dependencies(*key)
-            first = next(
-                other for other in self.configs if self._dependencies(other, stage, method, group) == dependencies
-            )
+            peers = self.pilot if run in self.pilot else self
+            first = next(other for other in peers if self._dependencies(other, stage, method, group) == dependencies)
             self._folders[key] = f"results/{first}"
         return self._folders[key]
 

@@ -205,7 +205,11 @@ class Checkout:
         for i in range(80):
             Image.new("RGB", (8, 8)).save(self.data / f"mine/images/folder/{i}.png")
         mine = write_dataset(self.data / "mine", [make_record(i) for i in range(80)])
-        overlay = {"run": "mine", "dataset": {"annotations": str(mine), "images": str(self.data / "mine/images")}}
+        overlay = {
+            "run": "mine",
+            "dataset": {"annotations": str(mine), "images": str(self.data / "mine/images")},
+            "pilot": {"holdout": 0.3, "epochs": 20},  # enough questions and steps with 80 records
+        }
         for folder in (self.folder, self.elsewhere):
             (folder / "my.yaml").write_text(yaml.safe_dump(overlay))
 

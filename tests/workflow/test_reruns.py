@@ -67,6 +67,7 @@ def values_that_a_rule_cannot_derive(folder):
     return {
         "dataset.annotations": str(folder / "data.json"),
         "dataset.images": str(folder / "images"),
+        "dataset.sample": 600,
         "dataset.extends": str(folder / "earlier"),
         "clustering.centroids": str(folder / "earlier/centroids.parquet"),
         "reference_model.name": str(folder / "model"),
