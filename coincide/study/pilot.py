@@ -238,7 +238,8 @@ def as_text(table: pd.DataFrame, *, design: str, stages: Sequence[Mapping[str, A
             markdown_table(pd.DataFrame(rows)),
             f"random scores {table['random'].iloc[0]:.1f}. Margins are paired by replicate and question. Their "
             "intervals and p values hold for all comparisons together (Dunnett): if no method differed from random "
-            "choice, 5% of pilots would have an interval without zero. Seconds: scoring, selection and finetuning of one model.",
+            "choice, 5% of pilots would have an interval without zero. Seconds: scoring, selection and finetuning of "
+            "one model.",
             f"Cost: {total:,.0f} seconds of jobs ({total / 3600:.2g} hours), {on_device:,.0f} of them in jobs that "
             "run a model.",
         ]
