@@ -160,10 +160,10 @@ def repeat_stale_checks():
 
 
 def if_constrained(paths):
-    """The files, none if coresets have no constraints."""
+    """The files, none if coresets are the methods' own choice."""
     return lambda wildcards: (
         paths(wildcards)
-        if runs.setting(wildcards.run, "selection.constraints.is_set")
+        if runs.setting(wildcards.run, "selection.is_constrained")
         else []
     )
 
@@ -193,6 +193,18 @@ def earlier_run(*names):
         return [ancient(os.path.abspath(f"{folder}/{name}")) for name in names]
 
     return files
+
+
+def earlier_coreset(wildcards):
+    """What a coreset takes over from the run that the dataset extends, none if it takes over nothing."""
+    selection = runs.setting(wildcards.run, "selection")
+    if not selection.takes_over:
+        return []
+    method = wildcards.get("method", "coincide")
+    coreset = f"coresets/{method}/{wildcards.fraction}/coreset.parquet"
+    return earlier_run("manifest.parquet", *[coreset] * selection.keep_earlier)(
+        wildcards
+    )
 
 
 def earlier_clusters(*names):
