@@ -207,6 +207,15 @@ def earlier_coreset(wildcards):
     )
 
 
+def earlier_results(wildcards):
+    """What the summary compares a run with: samples of the run that it extends, clusters next to its centroids."""
+    samples, clusters = (
+        earlier_run("manifest.parquet"),
+        earlier_clusters("clusters.parquet"),
+    )
+    return [*samples(wildcards), *clusters(wildcards)]
+
+
 def earlier_clusters(*names):
     """Files next to the centroids that samples are assigned to, none if they are clustered."""
 
@@ -218,6 +227,13 @@ def earlier_clusters(*names):
         return [ancient(f"{folder}/{name}") for name in names]
 
     return files
+
+
+def if_assigned(paths):
+    """The files, none if samples are clustered."""
+    return lambda wildcards: (
+        paths(wildcards) if runs.setting(wildcards.run, "clustering.centroids") else []
+    )
 
 
 def if_needed(artefact, paths):
@@ -421,8 +437,27 @@ def requested_coresets():
         ]
         merge = runs.folder(run, "merge")
         tables = [f"{merge}/manifest.parquet", f"{merge}/rejected.parquet"]
-        lines += coreset_lines(sorted(set(paths)), *tables) if paths else []
+        if paths:
+            lines += coreset_lines(sorted(set(paths)), *tables)
+            lines += requested_growth(run, paths)
     return lines
+
+
+def requested_growth(run, coresets):
+    """Lines on what the coresets of a run that this start was asked for take over from an earlier run."""
+    merge = runs.folder(run, "merge")
+    growth = read_run_growth(
+        runs.configs[run],
+        manifest=f"{merge}/manifest.parquet",
+        activations=f"{merge}/activations.parquet",
+        clusters=f"{runs.folder(run, 'clusters')}/clusters.parquet",
+        coresets={
+            tuple(path.split("/")[-3:-1]): f"{os.path.splitext(path)[0]}.parquet"
+            for path in coresets
+        },
+    )
+    warnings = [f"Warning: {text}; {fix}" for text, fix in growth_warnings(growth)]
+    return [*growth_lines(growth), *warnings]
 
 
 @cache

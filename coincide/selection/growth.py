@@ -83,9 +83,6 @@ def growth_problems(config: Config, samples: int | None, excluded: Collection[st
     selection, folder = config.selection, config.dataset.extends
     if folder is None or not selection.takes_over:
         return
-    if not (Path(folder) / "manifest.parquet").is_file():
-        yield f"dataset.extends: {folder} has no manifest.parquet: name the folder of a finished run, results/<run>"
-        return
     for method in selection.methods if selection.keep_earlier else ():
         for fraction in selection.fractions:
             path = earlier_coreset(folder, method, fraction)
