@@ -47,6 +47,7 @@ def config_of(samples, annotations, **changes):
         "mini_mix": {"samples": samples, "pretrain_samples": 1200, "test_samples": 4, "validation_samples": 4},
         # one cluster per 66 samples, as in the paper; the demo's number is for its own size
         "clustering": {"k": None},
+        "selection": {"methods": ["coincide"]},
         **changes,
     }
 
