@@ -6,7 +6,7 @@ The workflow selects from the first 60% of the demo's mix (run first), then from
 seed from scratch, and in runs that extend first, with its centroids and with clusters found anew, each with the three
 ways to set budgets. Reported are the samples that the reference model reads, the processor time of the extraction jobs,
 and the overlap of each coreset of coincide with the one from scratch: the share of its samples that both have. Last,
-two sources are left out of the first batch, to see which share of the new samples fits the centroids badly.
+each source in turn is left out of the first batch, to see which share of its samples fits the centroids badly.
 """
 
 import json
@@ -37,7 +37,6 @@ BUDGETS = {
     "new only, earlier picks kept": {"keep_earlier": True, "fraction_of": "new"},
 }
 WAYS = {"anew": {}, "frozen": {"centroids": "results/first/centroids.parquet"}}
-LEFT_OUT = ("bar_chart", "text_reading")  # sources of the second batch alone
 
 
 def config_of(samples, annotations, **changes):
@@ -95,24 +94,30 @@ def coreset_row(workplace, run, old, scratch):
     }
 
 
+def poor_fits(workplace):
+    """Share of the new samples that fit badly, of each source if the first batch lacks it, and of the others."""
+    sources = pd.read_parquet(workplace / "results/scratch/manifest.parquet", columns=["source"])["source"]
+    return {"alike": poor_fit(workplace, None)} | {
+        source: poor_fit(workplace, source) for source in sorted(sources.unique())
+    }
+
+
 def poor_fit(workplace, left_out):
-    """Share of new samples that fit badly the centroids of a first batch, all of whose sources are not `left_out`."""
+    """Share of new samples that fit badly the centroids of a first batch without a source: (the source, the others)."""
     manifest = pd.read_parquet(workplace / "results/scratch/manifest.parquet", columns=["sample_id", "source"])
     activations = Activations(workplace / "results/scratch/activations.parquet")
     is_old = manifest["sample_id"].isin(ids(workplace, "first", "manifest.parquet"))
-    is_old &= ~manifest["source"].isin(left_out)
+    is_old &= manifest["source"] != left_out
     rows = np.asarray(activations.rows(np.flatnonzero(is_old)))
     clustering = spherical_kmeans(rows, max(1, round(len(rows) / 66)))
     earlier = clusters_table(manifest.loc[is_old, "sample_id"].to_numpy(), clustering)
     clusters = clusters_table(activations.sample_ids, assign(activations, clustering.centroids))
     fit = centroid_fit(earlier, clusters, manifest, quantile=0.01)
-    fit["is_left_out"] = fit["source"].isin(left_out)
+    is_left_out = fit["source"] == left_out
     return {
-        ("sources of the second batch alone" if left_out_only else "other sources"): {
-            "new": int(group["new"].sum()),
-            "badly": float(group["badly"].sum() / group["new"].sum()),
-        }
-        for left_out_only, group in fit.groupby("is_left_out")
+        name: {"new": int(group["new"].sum()), "badly": float(group["badly"].sum() / group["new"].sum())}
+        for name, group in (("the source", fit[is_left_out]), ("the others", fit[~is_left_out]))
+        if len(group)
     }
 
 
@@ -158,11 +163,11 @@ def main():
         coresets.append({"clusters": "from scratch, other seed", "budget": "all, picked anew", **other_seed})
         paths = [workplace / f"results/{run}/coresets/coincide/0.2/coreset.parquet" for run in ("anew-0", "scratch")]
         identical = paths[0].read_bytes() == paths[1].read_bytes()
-        fits = {"same sources": poor_fit(workplace, ()), "two sources new": poor_fit(workplace, LEFT_OUT)}
+        fits = poor_fits(workplace)
     print(markdown_table(pd.DataFrame(extractions)))
     print(markdown_table(pd.DataFrame(coresets).assign(overlap=lambda table: table["overlap"].map("{:.0%}".format))))
     print("anew, all, picked anew: the same bytes as from scratch:", identical)
-    print(fits)
+    print(pd.json_normalize([{"left out": name, **fit} for name, fit in fits.items()]).to_string())
     write(
         options.output, None, samples=options.samples, part=PART, extraction=extractions, coresets=coresets,
         anew_is_identical=identical, poor_fit=fits,

@@ -33,7 +33,7 @@ else:
     )
 clusters = clusters_table(activations.sample_ids, clustering)
 if snakemake.input.earlier:
-    earlier = pd.read_parquet(snakemake.input.earlier[1], columns=["sample_id", "similarity"])
+    earlier = pd.read_parquet(snakemake.input.earlier[1], columns=["sample_id", "cluster", "similarity"])
     manifest = pd.read_parquet(snakemake.input.manifest, columns=["sample_id", "source"])
     centroid_fit(earlier, clusters, manifest, quantile=settings.poor_fit)
 write_table(clusters, snakemake.output.clusters)

@@ -503,8 +503,8 @@ class Clustering(Section):
     )
     poor_fit: Annotated[float, Field(gt=0, lt=1, strict=True), FROM_YAML] = setting(
         0.01,
-        "with centroids, a new sample fits badly if its similarity to its centroid is below this quantile of the "
-        "similarities in the finished run",
+        "with centroids, a new sample fits badly if it is farther from its centroid, relative to the width of the "
+        "cluster, than all but this share of the samples of the finished run",
         stages=("summary",),
     )
     iterations: Count = setting(50, "maximum number of Lloyd iterations")

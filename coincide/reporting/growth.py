@@ -81,7 +81,7 @@ def read_run_growth(
                 lost[name] = gone
         values |= {"coresets": pd.DataFrame(rows, columns=CORESET_COLUMNS), "lost": lost}
     if centroids is not None:
-        columns = ["sample_id", "similarity"]
+        columns = ["sample_id", "cluster", "similarity"]
         paths = (Path(centroids).with_name("clusters.parquet"), clusters)
         earlier, assigned = (pd.read_parquet(path, columns=columns) for path in paths)
         values["fit"] = centroid_fit(earlier, assigned, samples, quantile=config.clustering.poor_fit)
@@ -121,7 +121,8 @@ def growth_lines(growth: RunGrowth | None) -> list[str]:
         new, badly = growth.fit["new"].sum(), growth.fit["badly"].sum()
         lines.append(
             f"The clusters are those of {growth.centroids}. {badly:,} of {new:,} new samples ({_share(badly, new)}) "
-            f"fit them badly: they are farther from their centroid than {_percent(1 - growth.quantile)} of the earlier "
+            f"fit them badly: relative to the width of their cluster, they are farther from the centroid than "
+            f"{_percent(1 - growth.quantile)} of the earlier "
             f"samples ({_percent(growth.quantile)} if they are alike)."
         )
     return lines

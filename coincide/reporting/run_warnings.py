@@ -124,11 +124,11 @@ def _source_warnings(manifest, coresets):
 def _cluster_warnings(cluster_stats, coresets):
     """Clusters of which coincide keeps less than a quarter of an even share."""
     sizes = cluster_stats["size"]
-    for method, fraction in coresets:
+    for (method, fraction), coreset in coresets.items():
         column = f"budget_{fraction}"
         if method != "coincide" or column not in cluster_stats:
             continue
-        even = float(fraction) * sizes
+        even = len(coreset) / sizes.sum() * sizes  # the fraction may be of the new samples only
         low = (cluster_stats[column] < UNDERREPRESENTED_BELOW * even) & (even >= 1)
         if low.any():
             yield RunWarning(

@@ -66,10 +66,12 @@ def test_a_run_is_compared_with_the_one_it_extends(tmp_path):
         folder.mkdir(parents=True)
         pd.DataFrame({"sample_id": old[picks]}).to_parquet(folder / "coreset.parquet")
     pd.DataFrame({"sample_id": old}).to_parquet(earlier / "manifest.parquet")
-    pd.DataFrame({"sample_id": old, "similarity": 0.9}).to_parquet(earlier / "clusters.parquet")
+    pd.DataFrame({"sample_id": old, "cluster": 0, "similarity": 0.9}).to_parquet(earlier / "clusters.parquet")
     paths = {name: tmp_path / f"{name}.parquet" for name in ("manifest", "activations", "clusters", "coincide", "full")}
     pd.DataFrame({"sample_id": samples, "source": "x"}).to_parquet(paths["manifest"])
-    pd.DataFrame({"sample_id": samples, "similarity": [0.9] * 13 + [0.5] * 6}).to_parquet(paths["clusters"])
+    pd.DataFrame({"sample_id": samples, "cluster": 0, "similarity": [0.9] * 13 + [0.5] * 6}).to_parquet(
+        paths["clusters"]
+    )
     write_activations(
         paths["activations"], [(list(samples), np.ones((19, 2), np.float16))], dimension=2, metadata={"reused": 9}
     )
