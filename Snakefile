@@ -17,6 +17,7 @@ from coincide.base.gpus import machine_gpus
 from coincide.base.errors import UserError
 from coincide.base.sections import HOLDOUT
 from coincide.dataset.formats import expand_annotations, is_json
+from coincide.reporting.growth import growth_lines, growth_warnings, read_run_growth
 from coincide.workflow.compared_coresets import (
     compared_pairs,
     compared_sides,

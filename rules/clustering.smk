@@ -5,7 +5,8 @@
 rule clusters:
     input:
         activations=stage_output("merge", "activations.parquet"),
-        earlier=earlier_clusters("centroids.parquet"),
+        earlier=earlier_clusters("centroids.parquet", "clusters.parquet"),
+        manifest=if_assigned(stage_output("merge", "manifest.parquet")),
     output:
         clusters="results/{run}/clusters.parquet",
         centroids="results/{run}/centroids.parquet",

@@ -160,10 +160,10 @@ def repeat_stale_checks():
 
 
 def if_constrained(paths):
-    """The files, none if coresets have no constraints."""
+    """The files, none if coresets are the methods' own choice."""
     return lambda wildcards: (
         paths(wildcards)
-        if runs.setting(wildcards.run, "selection.constraints.is_set")
+        if runs.setting(wildcards.run, "selection.is_constrained")
         else []
     )
 
@@ -195,6 +195,27 @@ def earlier_run(*names):
     return files
 
 
+def earlier_coreset(wildcards):
+    """What a coreset takes over from the run that the dataset extends, none if it takes over nothing."""
+    selection = runs.setting(wildcards.run, "selection")
+    if not selection.takes_over:
+        return []
+    method = wildcards.get("method", "coincide")
+    coreset = f"coresets/{method}/{wildcards.fraction}/coreset.parquet"
+    return earlier_run("manifest.parquet", *[coreset] * selection.keep_earlier)(
+        wildcards
+    )
+
+
+def earlier_results(wildcards):
+    """What the summary compares a run with: samples of the run that it extends, clusters next to its centroids."""
+    samples, clusters = (
+        earlier_run("manifest.parquet"),
+        earlier_clusters("clusters.parquet"),
+    )
+    return [*samples(wildcards), *clusters(wildcards)]
+
+
 def earlier_clusters(*names):
     """Files next to the centroids that samples are assigned to, none if they are clustered."""
 
@@ -206,6 +227,13 @@ def earlier_clusters(*names):
         return [ancient(f"{folder}/{name}") for name in names]
 
     return files
+
+
+def if_assigned(paths):
+    """The files, none if samples are clustered."""
+    return lambda wildcards: (
+        paths(wildcards) if runs.setting(wildcards.run, "clustering.centroids") else []
+    )
 
 
 def if_needed(artefact, paths):
@@ -411,7 +439,9 @@ def requested_coresets():
         ]
         merge = runs.folder(run, "merge")
         tables = [f"{merge}/manifest.parquet", f"{merge}/rejected.parquet"]
-        lines += coreset_lines(sorted(set(paths)), *tables) if paths else []
+        if paths:
+            lines += coreset_lines(sorted(set(paths)), *tables)
+            lines += requested_growth(run, paths)
     return lines
 
 
@@ -452,6 +482,23 @@ def of_pilot(stage, name):
     return lambda wildcards: [
         f"{runs.folder(run, stage)}/{name}" for run in list(runs.pilot)[:1]
     ]
+
+
+def requested_growth(run, coresets):
+    """Lines on what the coresets of a run that this start was asked for take over from an earlier run."""
+    merge = runs.folder(run, "merge")
+    growth = read_run_growth(
+        runs.configs[run],
+        manifest=f"{merge}/manifest.parquet",
+        activations=f"{merge}/activations.parquet",
+        clusters=f"{runs.folder(run, 'clusters')}/clusters.parquet",
+        coresets={
+            tuple(path.split("/")[-3:-1]): f"{os.path.splitext(path)[0]}.parquet"
+            for path in coresets
+        },
+    )
+    warnings = [f"Warning: {text}; {fix}" for text, fix in growth_warnings(growth)]
+    return [*growth_lines(growth), *warnings]
 
 
 @cache

@@ -19,6 +19,7 @@ rule method_coreset:
         ),
         manifest=if_constrained(stage_output("merge", "manifest.parquet")),
         ids=id_files("keep", "exclude"),
+        earlier=earlier_coreset,
     output:
         "results/{run}/coresets/{method}/{fraction}/coreset.parquet",
     log:

@@ -83,6 +83,7 @@ rule budget:
         clusters=if_constrained(stage_output("clusters", "clusters.parquet")),
         manifest=if_constrained(stage_output("merge", "manifest.parquet")),
         ids=id_files("keep", "exclude"),
+        earlier=earlier_coreset,
     output:
         "results/{run}/coresets/coincide/{fraction}/budget.parquet",
     log:
@@ -131,6 +132,7 @@ rule picks:
         clusters=stage_output("clusters", "clusters.parquet"),
         manifest=if_constrained(stage_output("merge", "manifest.parquet")),
         ids=id_files("keep", "exclude"),
+        earlier=earlier_coreset,
     output:
         "results/{run}/coresets/coincide/{fraction}/picks/group-{cluster_group}.parquet",
     log:
@@ -165,6 +167,7 @@ rule coincide_coreset:
         ),
         manifest=if_constrained(stage_output("merge", "manifest.parquet")),
         ids=id_files("keep", "exclude"),
+        earlier=earlier_coreset,
     output:
         "results/{run}/coresets/coincide/{fraction}/coreset.parquet",
     log:

@@ -11,6 +11,7 @@ from coincide.dataset.duplicates import DUPLICATE_COLUMNS
 from coincide.dataset.formats import open_dataset
 from coincide.dataset.samples import Reason, RejectedSample, rejected_table
 from coincide.evaluation.leaks import EXAMPLE_COLUMNS, LEAK_COLUMNS, TASK_COLUMNS
+from coincide.reporting.growth import CORESET_COLUMNS, RunGrowth, growth_section
 from coincide.reporting.leaks import report_section
 from coincide.reporting.report import RunResults
 from coincide.reporting.run_warnings import run_warnings
@@ -154,6 +155,13 @@ def build_run(
             text_only=4321,
         ),
         screening=_screening(HOSTILE),
+        growth=growth_section(
+            RunGrowth(
+                HOSTILE, {"all": 20, "new": 10, "gone": 1, "reused": 9, "changed": 1},
+                coresets=pd.DataFrame([[HOSTILE, 4, 2, 0, 2]], columns=CORESET_COLUMNS),
+                centroids=HOSTILE, fit=pd.DataFrame({"source": [HOSTILE], "new": [10], "badly": [6]}),
+            )
+        ),
     )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """Coreset of a baseline.
 
-Reads the clusters, the activations, the artefacts that the method needs and, with constraints, the manifest. Writes
-coreset.parquet.
+Reads the clusters, the activations, the artefacts that the method needs and, with constraints, the manifest, with an
+earlier run its samples and coreset. Writes coreset.parquet.
 """
 
 from functools import partial
@@ -15,6 +15,7 @@ from coincide.base.tables import coreset_table, write_table
 from coincide.methods._inputs import MethodInputs
 from coincide.selection.budget import total_budget
 from coincide.selection.constraints import constrain, read_bounds, reasons
+from coincide.selection.growth import read_growth
 
 method, fraction = snakemake.wildcards.method, float(snakemake.wildcards.fraction)
 inputs = MethodInputs(
@@ -26,9 +27,15 @@ inputs = MethodInputs(
     method=method,
 )
 pick = partial(methods.pick, method, inputs, seed=config.selection.seed, values=snakemake.params.method_settings)
-indices, scores = pick(count := total_budget(fraction, len(inputs.clusters)))
+bounds = read_bounds(
+    config.selection.constraints,
+    snakemake.input.manifest,
+    inputs.clusters["sample_id"],
+    fraction,
+    read_growth(config, method, fraction),
+)
+indices, scores = pick(count := bounds.budget if bounds else total_budget(fraction, len(inputs.clusters)))
 columns = {}
-bounds = read_bounds(config.selection.constraints, snakemake.input.manifest, inputs.clusters["sample_id"], fraction)
 if bounds:
     own = indices
     indices, is_added = constrain(lambda number: own if number == count else pick(number)[0], bounds)

@@ -1,7 +1,8 @@
 """Pick members of each cluster of one group within its budget, by greedy MMD.
 
-Reads the activations, the clusters, the shares, the budgets and, with constraints, the manifest. Writes the picked rows
-of the activations, with constraints on sources or text-only samples beyond the budgets.
+Reads the activations, the clusters, the shares, the budgets and, with constraints, the manifest, with an earlier run
+its samples and coreset. Writes the picked rows of the activations, with constraints on sources or text-only samples
+beyond the budgets.
 """
 
 from coincide.workflow.job import start
@@ -15,11 +16,13 @@ from coincide.base.clustered_rows import ClusteredRows
 from coincide.base.devices import pick_device
 from coincide.base.tables import write_table
 from coincide.selection.constraints import read_bounds
+from coincide.selection.growth import read_growth
 from coincide.selection.picks import pick_members
 
 clusters, constraints = pd.read_parquet(snakemake.input.clusters), config.selection.constraints
 labels, fraction = clusters["cluster"].to_numpy(), float(snakemake.wildcards.fraction)
-bounds = read_bounds(constraints, snakemake.input.manifest, clusters["sample_id"], fraction)
+growth = read_growth(config, "coincide", fraction)
+bounds = read_bounds(constraints, snakemake.input.manifest, clusters["sample_id"], fraction, growth)
 stats = pd.read_parquet(snakemake.input.shares).merge(pd.read_parquet(snakemake.input.budget), on="cluster")
 clustered = ClusteredRows(Activations(snakemake.input.activations), labels, len(stats))
 picks = pick_members(

@@ -1,7 +1,8 @@
 """Summarise the scores of all models as relative performance.
 
-Reads the results of all evaluations, the manifest, the rejected samples, the clusters and the coresets. Writes the
-scores of every model on every task as Parquet and CSV, and the headline table with warnings as Markdown.
+Reads the results of all evaluations, the manifest, the rejected samples, the activations' metadata, the clusters and
+the coresets, and what the run takes over from an earlier one. Writes the scores of every model on every task as Parquet
+and CSV, and the headline table with warnings as Markdown.
 """
 
 from coincide.workflow.job import start
@@ -12,12 +13,12 @@ import pandas as pd
 
 from coincide.base.files import replacing
 from coincide.base.tables import write_table
+from coincide.reporting.growth import growth_lines, growth_warnings, read_run_growth
 from coincide.reporting.leaks import duplicate_lines, leak_lines
 from coincide.reporting.summary import (
     as_text,
     constraint_table,
     failure_lines,
-    fit_text,
     read_results,
     relative_performance,
 )
@@ -34,10 +35,12 @@ coresets = {
 }
 constraints = config.selection.constraints
 clusters = [spread_text(pd.read_parquet(snakemake.input.shares))]
-if snakemake.input.earlier:
-    similarity = ["sample_id", "similarity"]
-    paths = (snakemake.input.earlier[0], snakemake.input.clusters)
-    clusters.append(fit_text(*(pd.read_parquet(path, columns=similarity) for path in paths)))
+growth = read_run_growth(
+    config,
+    **{name: snakemake.input[name] for name in ("manifest", "activations", "clusters")},
+    coresets=dict(zip(snakemake.params.selections, snakemake.input.coresets)),
+)
+clusters += growth_lines(growth)
 screening = []
 if leaks := snakemake.input.get("leaks"):
     tasks = pd.read_parquet(snakemake.input.leak_tasks)
@@ -52,7 +55,7 @@ text = as_text(
     clusters="\n\n".join(clusters),
     report=snakemake.params.report,
     failures=failure_lines(snakemake.input.results),
-    warnings=snakemake.params.demo_settings,
+    warnings=[*snakemake.params.demo_settings, *(f"{text}; {fix}" for text, fix in growth_warnings(growth))],
     constraints=constraint_table(constraints, manifest, coresets) if constraints.is_set else None,
     screening=screening,
     held_out=len(pd.read_parquet(snakemake.input.holdout, columns=["sample_id"])),

@@ -2,7 +2,7 @@
 
 Reads the summary and the results of the evaluations, the manifest, the rejected and held-out samples, the sample
 metrics, the clusters, centroids and activations, the coresets with their digests, evaluation leaks and near-duplicates,
-the dataset, and the benchmarks of all jobs. Writes report.html.
+what the run takes over from an earlier one, the dataset, and the benchmarks of all jobs. Writes report.html.
 """
 
 from coincide.workflow.job import start
@@ -17,6 +17,7 @@ import pandas as pd
 from coincide.base.activation_store import Activations
 from coincide.base.centroids import read_centroids
 from coincide.dataset.formats import open_dataset
+from coincide.reporting.growth import growth_section, read_run_growth
 from coincide.reporting.leaks import report_section
 from coincide.reporting.provenance import provenance_tables, repeat_commands, workflow_commit
 from coincide.reporting.report import RunResults, write_report
@@ -41,6 +42,11 @@ screening = {
         ("pairs", "leaks"), ("tasks", "leak_tasks"), ("examples", "leak_examples"), ("duplicates", "duplicates")
     )
 }  # fmt: skip
+growth = read_run_growth(
+    config,
+    **{name: inputs[name] for name in ("manifest", "activations", "clusters")},
+    coresets=dict(zip(params.selections, inputs.coresets)),
+)
 warnings = run_warnings(
     **without_clusters,
     coresets=coresets,
@@ -50,6 +56,7 @@ warnings = run_warnings(
     leaks=screening["pairs"],
     leak_tasks=screening["tasks"],
     duplicates=screening["duplicates"],
+    growth=growth,
     dropped=[name for name in ("leaks", "near_duplicates") if getattr(config.dataset, name) == "drop"],
 )
 dataset = open_dataset(config.dataset.annotations)
@@ -65,6 +72,7 @@ write_report(
         coresets=coresets,
         dataset=dataset,
         constraints=constraint_table(constraints, tables["manifest"], coresets) if constraints.is_set else None,
+        growth=growth_section(growth),
         necessity=read_visual_necessity(inputs.sample_metrics, tables["manifest"], dataset),
         screening=report_section(
             **screening,

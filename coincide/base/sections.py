@@ -520,6 +520,12 @@ class Clustering(Section):
         "section have no effect; null: cluster the samples",
         path=True,
     )
+    poor_fit: Annotated[float, Field(gt=0, lt=1, strict=True), FROM_YAML] = setting(
+        0.01,
+        "with centroids, a new sample fits badly if it is farther from its centroid, relative to the width of the "
+        "cluster, than all but this share of the samples of the finished run",
+        stages=("summary",),
+    )
     iterations: Count = setting(50, "maximum number of Lloyd iterations")
     init: Literal["random", "k-means++"] = setting(
         "random",
@@ -623,7 +629,28 @@ class Selection(Section):
     )
     device: Device = setting("auto", "device of transferability, density and picks", operational=True)
     seed: Size = setting(0, "seed of the methods that draw at random", stages=("difficulty", "method_coreset"))
+    fraction_of: Literal["all", "new"] = setting(
+        "all",
+        "what the fractions are of, where the dataset extends a finished run: all samples, or those that this run does "
+        "not have; with new, only these are selected, in addition to those of keep_earlier (docs/growth.md)",
+        stages=CONSTRAINED,
+    )
+    keep_earlier: StrictBool = setting(
+        False,
+        "the coresets contain those of the run that the dataset extends, of the same method and fraction",
+        stages=CONSTRAINED,
+    )
     constraints: Constraints = setting(Constraints(), stages=(*CONSTRAINED, "full_coreset"))
+
+    @property
+    def takes_over(self) -> bool:
+        """Whether coresets depend on the samples or coresets of the run that the dataset extends."""
+        return self.keep_earlier or self.fraction_of == "new"
+
+    @property
+    def is_constrained(self) -> bool:
+        """Whether coresets are another choice than the methods' own."""
+        return self.constraints.is_set or self.takes_over
 
 
 class TargetModel(Section):

@@ -19,7 +19,12 @@ def check_earlier_run(folder: str | Path, *, sample_metrics: bool) -> None:
         UserError: it does not.
     """
     folder = Path(folder)
-    for name in ("shards", "activations.parquet", *["sample_metrics/sample_metrics.parquet"] * sample_metrics):
+    for name in (
+        "shards",
+        "activations.parquet",
+        "manifest.parquet",
+        *["sample_metrics/sample_metrics.parquet"] * sample_metrics,
+    ):
         if not (folder / name).exists():
             raise UserError(
                 f"{folder} has no {name}: name the folder of a run that has extracted its samples itself"

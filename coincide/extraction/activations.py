@@ -130,8 +130,10 @@ def extract(
         "settings": reference.results_depend_on("activations"),
         "samples": samples_digest(_ids(samples)),
     }
+    counts = {}
     if earlier:
-        depends_on["reused"] = samples_digest(_ids(sample for sample in samples if sample in earlier))
+        reused = _ids(sample for sample in samples if sample in earlier)
+        depends_on["reused"], counts["reused"] = samples_digest(reused), len(reused)
     files = WindowFiles(output, depends_on)
     finished = files.count_finished(len(windows))
     if finished:
@@ -141,7 +143,7 @@ def extract(
     if metrics_output is not None:
         readers = files.metrics_readers(len(windows)) if reference.sample_metrics else []
         write_sample_metrics(readers, metrics_output, metadata, reference.extra_metrics)
-    return files.join(len(windows), output, extractor.dimension, metadata)
+    return files.join(len(windows), output, extractor.dimension, {**metadata, **counts})
 
 
 def compile_layers(model: Any, layers: Sequence[int]) -> None:

@@ -62,7 +62,8 @@ def merge(manifest: pd.DataFrame, shards: Sequence[str | Path], output: str | Pa
                 unusable.append(f"{str(error).removesuffix(f': {DELETE_AND_RERUN}')}; moved to {aside.name}")
                 continue
             link_or_copy(path, folder / f"shard-{shard:05d}.parquet")
-            log.info("shard %d: %d samples", shard, len(sample_ids))
+            reused = Activations(path).metadata[0].get("reused", 0)
+            log.info("shard %d: %d samples%s", shard, len(sample_ids), f", {reused} of them reused" if reused else "")
         if unusable:
             listed = "\n".join(unusable[:LISTED_SHARDS])
             raise StorageError(

@@ -42,6 +42,8 @@ CENTROIDS_SHOWN = 120
 SOURCES_SHOWN = 60
 REJECTED_SHOWN = 20
 
+Context = dict[str, Any]
+
 
 @dataclass
 class RunResults:
@@ -66,6 +68,7 @@ class RunResults:
         constraints: table of `coincide.reporting.summary.constraint_table`; None: there are none.
         necessity: of `coincide.reporting.visual_necessity`; None: the samples were not read without their images.
         screening: of `coincide.reporting.leaks.report_section`.
+        growth: of `coincide.reporting.growth.growth_section`.
     """
 
     settings: Mapping[str, Any]
@@ -90,6 +93,7 @@ class RunResults:
     constraints: pd.DataFrame | None = None
     necessity: VisualNecessity | None = None
     screening: Mapping[str, Any] = field(default_factory=dict)
+    growth: Context | None = None
 
     @cached_property
     def comparison(self) -> pd.DataFrame:
@@ -141,7 +145,6 @@ class RunResults:
         return choose_samples(samples, self.shown_clusters["cluster"].to_numpy())
 
 
-Context = dict[str, Any]
 Section = Callable[[RunResults, Context], Context | None]
 
 
@@ -259,6 +262,11 @@ def sources(run: RunResults, data: Context) -> Context:
 def constraints(run: RunResults, data: Context) -> Context | None:
     """What the constraints asked for and what the coresets have."""
     return None if run.constraints is None else run.constraints.to_dict("split")
+
+
+def growth(run: RunResults, data: Context) -> Context | None:
+    """What the run takes over from an earlier one."""
+    return run.growth
 
 
 def visual_necessity(run: RunResults, data: Context) -> Context | None:
@@ -390,6 +398,7 @@ SECTIONS: tuple[tuple[str, Section], ...] = (
     ("Tasks", tasks),
     ("Sources", sources),
     ("Constraints", constraints),
+    ("Growth", growth),
     ("Clusters", clusters),
     ("Activation map", activation_map),
     ("Cluster similarity", similarity),

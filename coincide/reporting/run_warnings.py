@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from coincide.dataset.samples import Reason
+from coincide.reporting.growth import RunGrowth, growth_warnings
 from coincide.reporting.leaks import unread_tasks
 from coincide.reporting.summary import UNDERREPRESENTED_BELOW, underrepresented_sources, unlearned_tasks
 
@@ -50,6 +51,7 @@ def run_warnings(
     leaks: pd.DataFrame | None = None,
     leak_tasks: pd.DataFrame | None = None,
     duplicates: pd.DataFrame | None = None,
+    growth: RunGrowth | None = None,
     dropped: Sequence[str] = (),
 ) -> list[RunWarning]:
     """All warnings of a run, the gravest kind first.
@@ -62,12 +64,14 @@ def run_warnings(
         demo_settings: result of `coincide.workflow.config.demo_settings`.
         leaks, leak_tasks: pairs and tasks of `coincide.evaluation.leaks.Leaks`; None: leaks are ignored.
         duplicates: table of `coincide.dataset.duplicates.find_duplicates`; None: they are ignored.
+        growth: result of `coincide.reporting.growth.read_run_growth`.
         dropped: which of "leaks" and "near_duplicates" the run leaves out of the dataset.
     """
     selected = {key: coreset for key, coreset in coresets.items() if key[0] not in ("full", "random")}
     return [
         *(RunWarning(line, "set it for your data in your config") for line in demo_settings),
         *_leak_warnings(leaks, leak_tasks, coresets, "leaks" in dropped),
+        *(RunWarning(*warning) for warning in growth_warnings(growth)),
         *_source_warnings(manifest, selected),
         *_cluster_warnings(cluster_stats, selected),
         *_task_warnings(summary, learned_above),
@@ -120,11 +124,11 @@ def _source_warnings(manifest, coresets):
 def _cluster_warnings(cluster_stats, coresets):
     """Clusters of which coincide keeps less than a quarter of an even share."""
     sizes = cluster_stats["size"]
-    for method, fraction in coresets:
+    for (method, fraction), coreset in coresets.items():
         column = f"budget_{fraction}"
         if method != "coincide" or column not in cluster_stats:
             continue
-        even = float(fraction) * sizes
+        even = len(coreset) / sizes.sum() * sizes  # the fraction may be of the new samples only
         low = (cluster_stats[column] < UNDERREPRESENTED_BELOW * even) & (even >= 1)
         if low.any():
             yield RunWarning(

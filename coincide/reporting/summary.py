@@ -15,8 +15,6 @@ AVERAGE = "average"  # the task name of the rows that average over tasks
 KEYS = ["target", "method", "fraction", "seed"]
 FEWEST_EXPECTED = 1  # samples of a source in an even coreset, below which none may be chance
 UNDERREPRESENTED_BELOW = 0.25  # as a fraction of an even share
-FITS_BADLY = 0.05  # share of a run's own samples that count as far from their centroid
-MANY = 3  # times this share, above which new samples are said to need clusters of their own
 
 
 def read_results(paths: Iterable[str | Path]) -> pd.DataFrame:
@@ -181,24 +179,6 @@ def constraint_table(
     return pd.concat(tables.values(), ignore_index=True) if tables else pd.DataFrame(columns=columns)
 
 
-def fit_text(earlier: pd.DataFrame, clusters: pd.DataFrame) -> str:
-    """One line on how well new samples fit the centroids of a finished run.
-
-    Args:
-        earlier: table of sample_id, similarity of the samples of that run.
-        clusters: the same of all samples.
-    """
-    new = clusters.loc[~clusters["sample_id"].isin(earlier["sample_id"]), "similarity"]
-    limit = earlier["similarity"].quantile(FITS_BADLY)
-    badly = (new < limit).mean() if len(new) else 0.0
-    advice = " To cluster anew, set clustering.centroids to null." if badly > MANY * FITS_BADLY else ""
-    return (
-        f"The clusters are those of a finished run. {len(new):,} of {len(clusters):,} samples are new; {badly:.1%} of "
-        f"them are farther from their centroid than {1 - FITS_BADLY:.0%} of the samples of that run ({FITS_BADLY:.0%} "
-        f"if they are alike).{advice}"
-    )
-
-
 def as_text(
     summary: pd.DataFrame,
     rejected: pd.DataFrame,
@@ -220,10 +200,11 @@ def as_text(
         rejected: table of the rejected samples.
         manifest: table of sample_id, source of the usable samples.
         coresets: (method, fraction) -> coreset table.
-        clusters: lines about the clusters (`coincide.selection.budget.spread_text`, `fit_text`).
+        clusters: lines about the clusters and an earlier run (`coincide.selection.budget.spread_text`,
+            `coincide.reporting.growth.growth_lines`).
         report: path of the report.
         failures: result of `failure_lines`.
-        warnings: lines about the config.
+        warnings: lines about the config and an earlier run, without a full stop.
         screening: lines about evaluation leaks and near-duplicates (`coincide.reporting.leaks`).
         held_out: number of samples that are held out for evaluation.
         constraints: table of `constraint_table`; None: there are none.

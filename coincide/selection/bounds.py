@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from coincide.base.errors import UserError
 from coincide.base.sections import Constraints
+from coincide.selection.budget import total_budget
+from coincide.selection.growth import Growth
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,6 +40,8 @@ class Bounds:
         least, most: (G,) int64, fewest and most samples of each group.
         text_least, text_most: fewest and most samples without an image.
         budget: number of samples of the coreset.
+        earlier: (n,) bool, those of `kept` that the coreset of an earlier run has (`coincide.selection.growth`).
+        left_out: (n,) bool, those of `excluded` that are left out because only new samples are selected.
     """
 
     groups: list[str]
@@ -49,6 +53,8 @@ class Bounds:
     text_least: int
     text_most: int
     budget: int
+    earlier: NDArray[np.bool_]
+    left_out: NDArray[np.bool_]
 
     def count(self, rows: NDArray) -> NDArray[np.int64]:
         """(G, 2) number of samples of each group with and without an image, among rows or a mask of rows."""
@@ -101,13 +107,32 @@ class Bounds:
         )
 
 
-def bounds_of(constraints: Constraints, samples: pd.DataFrame, budget: int) -> Bounds:
+def coreset_budget(
+    constraints: Constraints, samples: pd.DataFrame, fraction: float, growth: Growth | None = None
+) -> int:
+    """Number of samples of a coreset: the fraction of all samples, or of the new ones with the old ones that are kept.
+
+    Args:
+        constraints: section of the config.
+        samples: table of sample_id, one row per sample.
+        fraction: share of the samples to keep.
+        growth: what the coreset takes over from an earlier run.
+    """
+    if growth is None or not growth.only_new:
+        return total_budget(fraction, len(samples))
+    is_old = samples["sample_id"].isin(growth.old)
+    is_kept = samples["sample_id"].isin({*growth.picks, *read_ids(constraints.keep)})
+    return int((is_old & is_kept).sum()) + total_budget(fraction, int((~is_old).sum()))
+
+
+def bounds_of(constraints: Constraints, samples: pd.DataFrame, budget: int, growth: Growth | None = None) -> Bounds:
     """The constraints in numbers, for a budget. A share is of the budget; a least number is rounded up, a most down.
 
     Args:
         constraints: section of the config.
         samples: table of sample_id, source, n_images, one row per sample.
         budget: number of samples of the coreset.
+        growth: what the coreset takes over from an earlier run; its picks that are not among the samples are ignored.
     """
     groups = list(dict.fromkeys([*constraints.at_least, *constraints.at_most]))
     of_source = {source: group for group, source in enumerate(groups)}
@@ -119,16 +144,25 @@ def bounds_of(constraints: Constraints, samples: pd.DataFrame, budget: int) -> B
         most[of_source[source]] = min(most_count(value, budget), budget)
     text_only = constraints.text_only
     ids = samples["sample_id"]
+    kept = ids.isin(read_ids(constraints.keep)).to_numpy(bool)
+    earlier, left_out = np.zeros(len(ids), bool), np.zeros(len(ids), bool)
+    if growth:
+        earlier = ids.isin(growth.picks).to_numpy(bool)
+        kept = kept | earlier
+    if growth and growth.only_new:
+        left_out = ids.isin(growth.old).to_numpy(bool) & ~kept
     return Bounds(
         groups,
         2 * group + (samples["n_images"].to_numpy() == 0),
-        ids.isin(read_ids(constraints.keep)).to_numpy(bool),
-        ids.isin(read_ids(constraints.exclude)).to_numpy(bool),
+        kept,
+        ids.isin(read_ids(constraints.exclude)).to_numpy(bool) | left_out,
         least,
         most,
         0 if text_only.at_least is None else least_count(text_only.at_least, budget),
         budget if text_only.at_most is None else most_count(text_only.at_most, budget),
         budget,
+        earlier,
+        left_out,
     )
 
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from coincide.base.errors import UserError
 from coincide.base.sections import Constraints
-from coincide.selection.bounds import Bounds, bounds_of, least_count, read_ids
+from coincide.selection.bounds import Bounds, bounds_of, coreset_budget, least_count, read_ids
 from coincide.selection.budget import total_budget
+from coincide.selection.growth import Growth
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,6 +33,7 @@ def conflicts(
     fractions: Sequence[float],
     *,
     set_aside: Collection[str] = (),
+    growths: Sequence[Growth] = (),
 ) -> list[str]:
     """Why no coreset satisfies the constraints: one line per problem with the numbers that clash and the fix.
 
@@ -40,21 +42,36 @@ def conflicts(
         samples: table of sample_id, source, n_images: the samples that can be selected.
         fractions: shares of the samples that coresets keep.
         set_aside: ids of samples of the dataset that cannot be selected (rejected, or held out for evaluation).
+        growths: what each coreset takes over from an earlier run; none: nothing.
     """
     lines = [*_unknown_sources(constraints, samples), *_unknown_ids(constraints, samples, set_aside)]
     lines += shared_ids(constraints)
     if lines:
         return lines  # numbers would be those of misspelt names
-    for fraction in fractions:
-        budget = total_budget(fraction, len(samples))
-        bounds = bounds_of(constraints, samples, budget)
-        lines += numeric_conflicts(bounds, budget_in_words(fraction, len(samples)))
+    coresets: list[tuple[float, Growth | None]] = [(growth.fraction, growth) for growth in growths]
+    for fraction, growth in coresets or [(fraction, None) for fraction in fractions]:
+        budget = coreset_budget(constraints, samples, fraction, growth)
+        words = budget_in_words(fraction, len(samples))
+        if growth:
+            words = f"of {growth.method}, {_growth_in_words(growth, samples, budget)}"
+        if not budget:
+            lines.append(f"selection.fractions: no sample is selected ({words}); raise them")
+        lines += numeric_conflicts(bounds_of(constraints, samples, budget, growth), words)
     return lines
 
 
 def budget_in_words(fraction: float, samples: int) -> str:
     """The budget of a fraction, for messages."""
     return f"{fraction:g} of {samples:,} samples is {total_budget(fraction, samples):,}"
+
+
+def _growth_in_words(growth, samples, budget):
+    """The budget of a coreset that takes over something from an earlier run, for messages."""
+    if not growth.only_new:
+        return budget_in_words(growth.fraction, len(samples))
+    new = int((~samples["sample_id"].isin(growth.old)).sum())
+    selected = total_budget(growth.fraction, new)
+    return f"{growth.fraction:g} of {new:,} new samples is {selected:,}, with {budget - selected:,} old ones {budget:,}"
 
 
 def shared_ids(constraints: Constraints) -> list[str]:
@@ -113,8 +130,9 @@ def _single_conflicts(bounds: Bounds, total: str) -> Iterator[str]:
     """Bounds of one source, or of the text-only samples, that clash with each other or with the samples."""
     kept, available = bounds.count(bounds.kept), bounds.count(~bounds.excluded)
     excluded = bounds.count(bounds.excluded)
+    kept_by = _kept_by(bounds)
     if (bounds.kept & bounds.excluded).any():
-        yield f"{KEY}: a sample is in both keep and exclude; remove it from one of them"
+        yield f"{KEY}: {kept_by} a sample that exclude names, too; remove it from one of them"
     rows = [
         (f".{source}", f"of the source {source}", bounds.least[g], bounds.most[g], *counts)
         for g, (source, *counts) in enumerate(
@@ -134,9 +152,21 @@ def _single_conflicts(bounds: Bounds, total: str) -> Iterator[str]:
         if least > most:
             yield f"{at_least}: {least:,} samples, but at_most is {most:,} ({total}); raise at_most or lower at_least"
         if must > most:
-            yield f"{at_most}: {most:,} samples, but keep names {must:,} {which} ({total}); raise it to {must:,}"
-    if kept.sum() > bounds.budget:
+            yield f"{at_most}: {most:,} samples, but {kept_by} {must:,} {which} ({total}); raise it to {must:,}"
+    if kept.sum() > bounds.budget and bounds.earlier.any():
+        yield (
+            f"selection.keep_earlier: {kept_by} {kept.sum():,} samples, but {total}; raise selection.fractions, or "
+            "set selection.fraction_of to new"
+        )
+    elif kept.sum() > bounds.budget:
         yield f"{KEY}.keep: {kept.sum():,} samples, but {total}; shorten it or raise selection.fractions"
+
+
+def _kept_by(bounds):
+    """What names the samples that the coreset must contain."""
+    if not bounds.earlier.any():
+        return "keep names"
+    return "keep and the earlier coreset have" if (bounds.kept & ~bounds.earlier).any() else "the earlier coreset has"
 
 
 def _sum_conflicts(bounds: Bounds, total: str) -> Iterator[str]:

@@ -7,6 +7,7 @@ the last samples of the order make room.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,13 +16,27 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from coincide.base.sections import Constraints
-from coincide.selection.bounds import SAMPLE_COLUMNS, Bounds, bounds_of, least_count, most_count, read_ids
-from coincide.selection.budget import total_budget
+from coincide.selection.bounds import (
+    SAMPLE_COLUMNS,
+    Bounds,
+    bounds_of,
+    coreset_budget,
+    least_count,
+    most_count,
+    read_ids,
+)
 from coincide.selection.conflicts import ConstraintError, conflicts, numeric_conflicts
+from coincide.selection.growth import Growth
+
+log = logging.getLogger(__name__)
 
 
 def read_bounds(
-    constraints: Constraints, manifest: Path | str, sample_ids: ArrayLike, fraction: float
+    constraints: Constraints,
+    manifest: Path | str,
+    sample_ids: ArrayLike,
+    fraction: float,
+    growth: Growth | None = None,
 ) -> Bounds | None:
     """The constraints in numbers, for the coreset of a fraction; None if there are none.
 
@@ -30,17 +45,22 @@ def read_bounds(
         manifest: path of manifest.parquet, a table with sample_id, source and n_images.
         sample_ids: (n,) samples that can be selected, in the order of the rows.
         fraction: share of the samples to keep.
+        growth: what the coreset takes over from an earlier run.
 
     Raises:
         ConstraintError: no coreset satisfies the constraints.
     """
-    if not constraints.is_set:
+    if not constraints.is_set and growth is None:
         return None
     table = pd.read_parquet(manifest, columns=SAMPLE_COLUMNS)
     samples = table.set_index("sample_id").loc[np.asarray(sample_ids)].reset_index()
-    if clashes := conflicts(constraints, samples, [fraction]):
+    if clashes := conflicts(constraints, samples, [fraction], growths=[growth] if growth else ()):
         raise ConstraintError(clashes)
-    return bounds_of(constraints, samples, total_budget(fraction, len(samples)))
+    bounds = bounds_of(constraints, samples, coreset_budget(constraints, samples, fraction, growth), growth)
+    if growth:
+        kept, new = int(bounds.earlier.sum()), int((~samples["sample_id"].isin(growth.old)).sum())
+        log.info("%d of %d samples are new; %d of %d are kept", new, len(samples), kept, len(growth.picks))
+    return bounds
 
 
 def constrain(
@@ -50,7 +70,7 @@ def constrain(
 
     Samples to keep are taken first. Then each sample, in the method's order, is taken if some coreset that satisfies
     the constraints contains it and all samples taken before. If the method's own coreset satisfies the constraints, it
-    is the result.
+    is the result. Where only new samples are selected, the others are no part of the method's order.
 
     Args:
         first_picks: takes a number and returns at least as many rows, the first picks of the method in its order. It is
@@ -67,6 +87,8 @@ def constrain(
     if clashes := numeric_conflicts(bounds):
         raise ConstraintError(clashes)
     n, budget = len(bounds.cell), bounds.budget
+    if bounds.left_out.any():
+        first_picks = _without(first_picks, bounds.left_out)
     order = np.asarray(first_picks(budget))[:budget]
     if bounds.satisfied_by(order):
         return order, np.zeros(budget, bool)
@@ -84,6 +106,21 @@ def constrain(
     rows = np.flatnonzero(taken)
     rows = rows[np.argsort(position[rows], kind="stable")]
     return rows, ~picked[rows]
+
+
+def _without(first_picks, left_out):
+    """The first picks of a method without some rows."""
+
+    def first_candidates(count):
+        asked, wanted = count, min(count, int((~left_out).sum()))
+        while True:
+            rows = np.asarray(first_picks(asked))
+            rows = rows[~left_out[rows]]
+            if len(rows) >= wanted:
+                return rows
+            asked = min(2 * asked, len(left_out))
+
+    return first_candidates
 
 
 def _take(order, bounds):
@@ -177,13 +214,13 @@ def constrain_clusters(
 
 
 def reasons(bounds: Bounds, rows: NDArray[np.int64], is_added: NDArray[np.bool_]) -> pd.Series:
-    """(B,) which constraint each sample of a coreset is due to: keep, bounds (of sources or text), or missing.
+    """(B,) what each sample of a coreset is due to: earlier (coreset), keep, bounds (of sources or text), or missing.
 
     Args:
         bounds: of `bounds_of`.
         rows, is_added: of `constrain`.
     """
-    names = np.where(bounds.kept[rows], "keep", np.where(is_added, "bounds", ""))
+    names = np.select([bounds.earlier[rows], bounds.kept[rows], is_added], ["earlier", "keep", "bounds"], default="")
     return pd.Series(names, dtype="string").replace("", pd.NA)
 
 

@@ -116,6 +116,7 @@ def budget_table(
     stats: pd.DataFrame,
     fraction: float,
     *,
+    total: int | None = None,
     kept: NDArray[np.int64] | None = None,
     excluded: NDArray[np.int64] | None = None,
 ) -> pd.DataFrame:
@@ -124,11 +125,12 @@ def budget_table(
     Args:
         stats: table of `shares_table`.
         fraction: share of the samples to keep.
+        total: number of samples to keep; None: the fraction of all.
         kept: (K,) number of members of each cluster that the coreset must contain; None: 0.
         excluded: (K,) number of members of each cluster that it must not contain; None: 0.
     """
     sizes = stats["size"].to_numpy()
     available = sizes if excluded is None else sizes - excluded
-    total = total_budget(fraction, sizes.sum())
+    total = total_budget(fraction, sizes.sum()) if total is None else total
     budgets = allocate(stats["logit"], available, total, temperature=1.0, least=kept)
     return pd.DataFrame({"cluster": stats["cluster"], "budget": budgets})

@@ -19,8 +19,10 @@ from coincide.dataset.earlier import check_earlier_run
 from coincide.dataset.formats import DatasetError, expand_annotations, open_dataset
 from coincide.dataset.json_formats import RECORD_KEYS
 from coincide.models.layers import config_depth, resolve_layers
+from coincide.selection.bounds import read_ids
 from coincide.selection.budget import total_budget
 from coincide.selection.conflicts import budget_in_words, conflicts_of_counts, conflicts_of_settings, shared_ids
+from coincide.selection.growth import growth_problems
 
 # Datasets and models that the workflow builds when the config names them.
 MINI_MIX, EVEN_MIX = "resources/mini-mix", "resources/even-mix"
@@ -58,6 +60,12 @@ def check_config(values: dict[str, Any], *, files: bool = True) -> Config:
     constraints = config.selection.constraints
     problems = [*_method_problems(config), *_extra_metric_problems(config), *_fraction_problems(config)]
     problems += conflicts_of_settings(constraints)
+    if config.selection.takes_over and config.dataset.extends is None:
+        key = "keep_earlier" if config.selection.keep_earlier else "fraction_of"
+        problems.append(
+            f"selection.{key}: there is no earlier run; set dataset.extends to the folder of a finished run, or remove "
+            f"selection.{key}"
+        )
     if files and not problems:
         problems = [*_path_problems(config), *_layer_problems(config), *_size_problems(config)]
         problems += _constraint_problems(config)
@@ -332,10 +340,12 @@ def _constraint_problems(config: Config) -> Iterator[str]:
     constraints, n = config.selection.constraints, count_samples(config)
     try:
         yield from shared_ids(constraints)
+        yield from growth_problems(config, n, read_ids(constraints.exclude))
         for fraction in config.selection.fractions if n else []:
-            yield from conflicts_of_counts(
-                constraints, total_budget(fraction, n or 0), budget_in_words(fraction, n or 0)
-            )
+            if config.selection.fraction_of == "all":
+                yield from conflicts_of_counts(
+                    constraints, total_budget(fraction, n or 0), budget_in_words(fraction, n or 0)
+                )
     except UserError as error:  # a file of ids
         yield f"selection.constraints: {error}"
 

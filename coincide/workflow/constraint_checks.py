@@ -1,4 +1,4 @@
-"""Checks of `selection.constraints` before any model runs.
+"""Checks of `selection.constraints`, and of what coresets take over from an earlier run, before any model runs.
 
 What the config shows alone is checked when it is read (`coincide.workflow.config`). Sources and ids are known from the
 manifest: the job that writes it checks them (`check_samples`), and so does a start that finds one (`check_manifests`).
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from coincide.base.sections import Config
 from coincide.selection.bounds import SAMPLE_COLUMNS
 from coincide.selection.conflicts import ConstraintError, conflicts
+from coincide.selection.growth import read_growths
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,7 +71,7 @@ def check_manifests(
     for run, config in configs.items():
         samples, merged = Path(folders[run][0]) / "samples", Path(folders[run][1])
         if (
-            not config.selection.constraints.is_set
+            not config.selection.is_constrained
             or f"{samples}/manifest.parquet" in new
             or not (samples / "manifest.parquet").exists()
         ):
@@ -89,11 +90,14 @@ def check_manifests(
 def _check(configs, tables):
     """Check runs: dict of run -> (samples that can be selected, ids of those that cannot)."""
     lines: list[str] = []
-    constrained = sum(config.selection.constraints.is_set for config in configs.values())
+    constrained = sum(config.selection.is_constrained for config in configs.values())
     for run, (samples, set_aside) in tables.items():
         selection = configs[run].selection
-        if selection.constraints.is_set:
-            found = conflicts(selection.constraints, samples, selection.fractions, set_aside=set(set_aside))
+        if selection.is_constrained:
+            growths = read_growths(configs[run])
+            found = conflicts(
+                selection.constraints, samples, selection.fractions, set_aside=set(set_aside), growths=growths
+            )
             lines += [f"{run}: {line}" if constrained > 1 else line for line in found]
     if lines:
         raise ConstraintError(["the constraints cannot be satisfied:", *(f"  {line}" for line in lines)])

@@ -188,6 +188,8 @@ def _common_values(values, config, chosen, of_variants):
             "methods": chosen,
             "fractions": [pilot.fraction],
             "constraints": {},
+            "fraction_of": "all",
+            "keep_earlier": False,
             "cluster_groups": 1,
         },
         "target_model": {

@@ -50,7 +50,9 @@ def finished_run(loaded, samples, images, folder, **changes):
     shard, metrics = folder / "activations/shard-00000.parquet", folder / "activations/metrics"
     extract(*loaded, samples, images, reference(**changes), output=shard, metrics_output=metrics)
     ids = [sample.id for sample in samples]
-    merge(pd.DataFrame({"sample_id": ids, "shard": 0}), [shard], folder / "activations.parquet")
+    manifest = pd.DataFrame({"sample_id": ids, "shard": 0})
+    merge(manifest, [shard], folder / "activations.parquet")
+    manifest.to_parquet(folder / "manifest.parquet")
     merge_sample_metrics(ids, [metrics], folder / "sample_metrics")
     return folder
 
@@ -97,6 +99,7 @@ def test_only_new_and_changed_samples_are_read(loaded, tiny_data, tmp_path, monk
     place = {sample_id: row for row, sample_id in enumerate(stored.sample_ids)}
     reused = [i for i, record in enumerate(order) if record["id"] in earlier.rows]
     assert len(reused) == 13
+    assert (extended.metadata[0]["reused"], whole.metadata[0].get("reused")) == (13, None)
     expected = stored.rows([place[order[i]["id"]] for i in reused])
     assert extended.rows(reused).tobytes() == expected.tobytes()
     if sample_metrics:

@@ -12,7 +12,6 @@ from coincide.reporting.costs import stage_times
 from coincide.reporting.summary import (
     as_text,
     constraint_table,
-    fit_text,
     headline_table,
     read_results,
     relative_performance,
@@ -161,18 +160,6 @@ def test_the_closing_text_says_what_constraints_asked_and_got(summary):
     assert "| 50.0% | at most, charts | 4 | 2 | 2 |" in text
     assert "| 20.0% | at least, signs | 1 | 1 | 1 |" in text
     assert "| 20.0% | keep | 1 | 1 | 1 |" in text
-
-
-def test_how_well_new_samples_fit_the_clusters_of_a_finished_run():
-    earlier = pd.DataFrame({"sample_id": [f"a{i}" for i in range(101)], "similarity": np.arange(101) / 100})
-    new = pd.DataFrame({"sample_id": list("bcdefghijk"), "similarity": [0.04] * 2 + [0.06] * 8})  # the limit is 0.05
-    text = fit_text(earlier, pd.concat([earlier, new]))
-    assert "10 of 111 samples are new; 20.0% of them are farther from their centroid than 95%" in text
-    assert "set clustering.centroids to null" in text
-    alike = new.assign(similarity=[0.04] + [0.5] * 9)
-    assert "10.0% of them" in fit_text(earlier, alike)
-    assert "set clustering.centroids" not in fit_text(earlier, alike)
-    assert "0 of 101 samples are new; 0.0%" in fit_text(earlier, earlier)
 
 
 def test_stage_times_add_up_over_jobs(tmp_path):

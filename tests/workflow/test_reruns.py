@@ -16,7 +16,7 @@ from snakemake.utils import update_config
 from coincide.base.sections import Section
 from coincide.workflow.config import check_config
 from coincide.workflow.content import dataset_content, kept_text, read_content, record_content, write_digest
-from coincide.workflow.reruns import COLUMNS, OTHER_RULES, dependents, reruns, settings, with_table
+from coincide.workflow.reruns import COLUMNS, OTHER_RULES, READERS, dependents, reruns, settings, with_table
 from coincide.workflow.stages import STAGES, VERSIONS
 
 SMALL = yaml.safe_load((REPO / "tests/config/small.yaml").read_text())
@@ -144,7 +144,7 @@ def nested(name, value):
 def test_a_dry_run_lists_what_the_table_says_for_every_setting(finished, tmp_path):
     (tmp_path / "data.json").write_bytes((finished / "resources/mini-mix/train.json").read_bytes())
     (tmp_path / "images").symlink_to(finished / "resources/mini-mix/images")
-    shutil.copytree(finished / RUN, tmp_path / "earlier")
+    shutil.copytree(finished / RUN, tmp_path / "earlier", symlinks=True)  # a run does not extend itself
     shutil.copytree(finished / "resources/models/reference", tmp_path / "model")
     in_run = {job["rule"] for job in json.loads((finished / RUN / "plan.json").read_text())["jobs"]} - {
         "preflight",
@@ -158,10 +158,15 @@ def test_a_dry_run_lists_what_the_table_says_for_every_setting(finished, tmp_pat
             changes["dataset"]["images"] = "resources/mini-mix/images"
         if name == "reference_model.extra_metrics":
             changes["reference_model"]["sample_metrics"] = True
+        if name in ("selection.fraction_of", "selection.keep_earlier"):  # they need an earlier run, which reruns more
+            changes["dataset"] = {"extends": str(tmp_path / "earlier")}
+            rules = (*rules, *READERS["dataset.extends"])
         code, output = finished.run("-n", config=write_config(tmp_path, name, changes))
         assert code == 0, f"{name}: {output}"
         listed = set(jobs_of(output)) & in_run
         certain, if_changed = reruns(name)
+        if "extends" in changes.get("dataset", {}):
+            certain = certain | reruns("dataset.extends")[0]
         expected = (certain | if_changed) & dependents(rules, any_method=False) & in_run
         if listed != expected and not (kind == "expanded" and listed <= expected):
             return sorted(listed), sorted(expected)

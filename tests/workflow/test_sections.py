@@ -98,6 +98,7 @@ WHOLE_CONFIG = {"write_report", "estimate_cost", "preflight"}
 # settings that a script is handed with a section, but that its stage does not use for its results
 NOT_USED = {
     ("manifest", "clustering.k"),
+    ("clusters", "clustering.poor_fit"),
     ("manifest", "dataset.leaks"),
     ("manifest", "dataset.near_duplicates"),
     ("evaluate_model", "evaluation.learned_above"),
