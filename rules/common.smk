@@ -484,7 +484,7 @@ def of_pilot(stage, name):
     ]
 
 
-def requested_growth(run, coresets):
+def requested_growth(run, requested):
     """Lines on what the coresets of a run that this start was asked for take over from an earlier run."""
     merge = runs.folder(run, "merge")
     growth = read_run_growth(
@@ -493,8 +493,13 @@ def requested_growth(run, coresets):
         activations=f"{merge}/activations.parquet",
         clusters=f"{runs.folder(run, 'clusters')}/clusters.parquet",
         coresets={
-            tuple(path.split("/")[-3:-1]): f"{os.path.splitext(path)[0]}.parquet"
-            for path in coresets
+            selection: table
+            for selection, table, path in zip(
+                selections(run),
+                coresets(run, "coreset.parquet"),
+                coresets(run, "coreset.json"),
+            )
+            if path in requested
         },
     )
     warnings = [f"Warning: {text}; {fix}" for text, fix in growth_warnings(growth)]
