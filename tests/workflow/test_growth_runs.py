@@ -77,7 +77,7 @@ def test_a_run_that_extends_another_reads_only_new_samples(finished, tmp_path):
         }
     )
     (tmp_path / "second.yaml").write_text(yaml.safe_dump(overlay))
-    code, output = workplace.run("select", config=tmp_path / "second.yaml")
+    code, output = workplace.run(config=tmp_path / "second.yaml")
     assert code == 0, output
     second = tmp_path / "results/second"
     assert "659 of 661 samples are reused" in (second / "logs/activations/00000.log").read_text()
@@ -101,6 +101,11 @@ def test_a_run_that_extends_another_reads_only_new_samples(finished, tmp_path):
     assert f"The clusters are those of {first}/centroids.parquet. " in output
     assert "of 1 new samples fit the given centroids badly" in (second / "logs/clusters.log").read_text()
     assert "of them reused" in (second / "logs/merge.log").read_text()
+    for name in ("summary.md", "report.html"):
+        text = (second / name).read_text()
+        assert line in text
+        assert "132 of them kept of the earlier coreset" in text
+    assert '<section id="growth"' in text
 
 
 def ids_of(path):
