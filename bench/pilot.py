@@ -24,28 +24,20 @@ from coincide.study.pilot import margins, sentence
 REPO = Path(__file__).resolve().parent.parent
 RUN = "bench"
 BUDGETS = ("even", "size")  # in addition to published
-SHAPE = {"vision_hidden": 32, "vision_layers": 1, "heads": 2, "layers": 2}
-TRAINING = {"epochs": 3, "batch_size": 16, "learning_rate": 1.0e-3}
 
 
 def config(samples, seeds):
     """The overlay of config.yaml: the full run with its variants, and the pilot."""
     third = samples // 3
     methods = ["coincide", "self_sup", "random"]
-    tiny = {
-        name: {"shape": {**SHAPE, "hidden": hidden}, "training": TRAINING}
-        for name, hidden in (("reference", 48), ("target", 64))
-    }
     return {
         "run": RUN,
         "replicates": list(range(seeds)),
         "mini_mix": {"samples": samples, "pretrain_samples": 1000, "test_samples": 40, "validation_samples": 4},
         "dataset": {"shards": 1, "leaks": "ignore", "near_duplicates": "ignore"},
-        "reference_model": {"layers": [0, 1]},
         "clustering": {"k": None},
         "selection": {"methods": methods, "fractions": [0.2]},
-        "target_model": {"full": False, "training": TRAINING},
-        "tiny_models": tiny,
+        "target_model": {"full": False},
         "runs": [
             {"run": RUN},
             *({"run": f"{RUN}-{name}", "selection": {"budget": name, "methods": ["coincide"]}} for name in BUDGETS),
@@ -57,7 +49,6 @@ def config(samples, seeds):
             "replicates": list(range(seeds)),
             "methods": methods,
             "variants": {name: {"selection": {"budget": name}} for name in BUDGETS},
-            "epochs": 3,
         },
     }
 

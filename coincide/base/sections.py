@@ -245,7 +245,7 @@ class MiniMix(Section):
 
     STAGES = ("mini_mix",)
 
-    samples: Count = setting(21000, "samples to select from")
+    samples: Count = setting(15000, "samples to select from")
     pretrain_samples: Count = setting(
         6000, "samples reserved for training the tiny models; neither selected nor evaluated"
     )
@@ -367,6 +367,9 @@ class Shape(Section):
     hidden: Count = setting(description="hidden size of the decoder")
     layers: Count = setting(description="layers of the decoder")
     heads: Count = setting(description="attention heads of both")
+    vision_features: Literal["default", "full"] = setting(
+        "default", "default: the decoder gets the image's patches; full: also the class token"
+    )
 
     @model_validator(mode="after")
     def _divides(self):
@@ -381,13 +384,26 @@ class Shape(Section):
 
 
 class TinyModel(Section):
-    """A tiny model that the workflow builds and trains briefly on samples reserved for it."""
+    """A tiny model: one that the package brings, or one that the workflow builds and trains on the split pretrain."""
 
     STAGES = ("tiny_model",)
 
-    shape: Shape
-    training: Training
+    pretrained: Literal["reference", "target"] | None = setting(
+        None, "a model of the package; null: build one with shape and training"
+    )
+    shape: Shape | None = setting(None, "size of a model that is built")
+    training: Training | None = setting(None, "training of a model that is built")
     seed: Size = setting(0, "seed of the initial weights and of the training order")
+
+    @model_validator(mode="after")
+    def _is_read_or_built(self):
+        if self.pretrained and (self.shape or self.training):
+            raise ValueError(
+                "pretrained and shape or training exclude each other: set pretrained to null, or these two"
+            )
+        if not self.pretrained and not (self.shape and self.training):
+            raise ValueError("set shape and training, with which the model is built, or pretrained")
+        return self
 
 
 class ModelSource(Section):

@@ -23,8 +23,9 @@ from coincide.demo.drawings import (
     draw_scene,
     draw_word,
 )
-from coincide.demo.mini_mix import OPPOSITES, easy_vqa_examples
+from coincide.demo.mini_mix import easy_vqa_examples
 from coincide.demo.mix import Example, Source, write_mix
+from coincide.demo.questions import OPPOSITES
 
 DIGIT_NAMES = "zero one two three four five six seven eight nine".split()
 

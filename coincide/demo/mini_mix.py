@@ -1,17 +1,22 @@
-"""The default dataset: a visual-instruction-tuning mix in LLaVA's format, small but real enough to select from.
+"""The default dataset: a small likeness of LLaVA-665K, in LLaVA's format.
 
 Two sources come from installed packages: easy-VQA, and scikit-learn's scanned handwritten digits. The others are
-drawings with known answers, for skills of a real mix that those two lack. As in a real mix, the sources differ in
-size, phrase a question in several ways, and are partly redundant.
+drawings with known answers. What is taken from LLaVA-665K:
 
-The four splits have no image in common: `train` for selection, `pretrain` to train the demo's small models, `test`
-for the evaluation tasks, `validation` to tune settings on.
+- The sizes of the sources, of which the smallest has a tenth of the largest. The first source is three times as large
+  as its counterpart.
+- Most questions are grouped into conversations of several turns about an image; easy-VQA's images repeat.
+- Near-copies: a question about the number of digits occurs four times with its image, in other words, as A-OKVQA's do
+  with other orders of the options.
+- Wrong answers, in the sources whose counterparts were labelled by a model, a crowd or from metadata.
+- 5% of the samples have no image.
 
-Each source is a function of (random generator, split) that yields examples. The order of the random draws in it is
-fixed: another order would make another dataset from the same seed.
+The four splits have no image in common: `train` for selection, `pretrain` for the demo's small models, `test` for the
+evaluation tasks, `validation` to tune settings on. Evaluation asks the same number of questions of each source, and as
+many about compositions of concepts that no training sample shows, such as a purple bar of value 5.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,20 +25,31 @@ from coincide.demo.drawings import (
     DIGIT_GRID,
     DIGIT_GRID_MAXIMUM,
     ONE_DIGIT,
-    SHAPES,
     TWO_DIGITS,
-    WORDS,
-    corner,
     draw_bar_chart,
     draw_digits,
     draw_scene,
     draw_word,
 )
 from coincide.demo.mix import QUESTION_FOLDERS, Example, Source, write_mix
+from coincide.demo.questions import (
+    Question,
+    ask_about_chart,
+    ask_about_relation,
+    ask_about_scene,
+    ask_about_word,
+    ask_for_caption,
+    ask_for_count,
+    ask_how_many_digits,
+    ask_to_reason,
+    ask_which_digit,
+    ask_without_image,
+    is_held_out,
+    wrong_answer,
+)
 
-OPPOSITES = [("hot", "cold"), ("up", "down"), ("left", "right"), ("big", "small"), ("open", "shut"), ("new", "old")]
-TENS = "zero ten twenty thirty forty fifty sixty seventy eighty ninety".split()
 PRETRAIN_EVERY = 4  # every fourth training image of easy-VQA is in the split pretrain
+COMPOSITIONS = "compositions"  # the questions about compositions that training does not show
 
 
 def write_mini_mix(
@@ -56,194 +72,157 @@ def write_mini_mix(
     write_mix(output, SOURCES, sizes, seed=seed)
 
 
-def _choose(rng, options):
-    return options[rng.integers(len(options))]
-
-
-# --- data of installed packages ----------------------------------------------------------------------
-
-
 def easy_vqa_examples(rng: np.random.Generator, split: str) -> Iterator[Example]:
     """Questions of the package easy-vqa in random order; its test images are for questions, the others for samples."""
+    paths, questions, order = _easy_vqa(rng, split)
+    for i in order:
+        text, answer, image = questions[i]
+        yield Example(Path(paths[image]), [(text, answer)])
+
+
+def _easy_vqa(rng, split):
+    """Paths by image, (question, answer, image) of all questions, and the positions of the split in random order."""
     import easy_vqa
 
     if split in QUESTION_FOLDERS:
-        (questions, answers, image_ids), paths = easy_vqa.get_test_questions(), easy_vqa.get_test_image_paths()
-        in_split = np.ones(len(image_ids), dtype=bool)
+        questions, paths = list(zip(*easy_vqa.get_test_questions())), easy_vqa.get_test_image_paths()
+        in_split = np.ones(len(questions), dtype=bool)
     else:
-        (questions, answers, image_ids), paths = easy_vqa.get_train_questions(), easy_vqa.get_train_image_paths()
-        is_pretrain = np.array(image_ids) % PRETRAIN_EVERY == 0
+        questions, paths = list(zip(*easy_vqa.get_train_questions())), easy_vqa.get_train_image_paths()
+        is_pretrain = np.array([image for _, _, image in questions]) % PRETRAIN_EVERY == 0
         in_split = is_pretrain == (split == "pretrain")
-    for i in rng.permutation(np.flatnonzero(in_split)):
-        yield Example(Path(paths[image_ids[i]]), [(questions[i], answers[i])])
+    return paths, questions, rng.permutation(np.flatnonzero(in_split))
 
 
-def _digits_read(rng, split):
-    phrasings = [
-        "which digit is this?",
-        "what number is written here?",
-        "read the number.",
-        "what does the image say?",
-    ]
-    while True:
-        image, digits = draw_digits(rng, split, 1, ONE_DIGIT)
-        yield Example(image, [(_choose(rng, phrasings), str(digits[0]))])
+def _easy_vqa_conversations(rng, split):
+    """Two to four questions about an image; the images of samples return until all their questions are asked."""
+    paths, questions, order = _easy_vqa(rng, split)
+    of_image: dict[int, list[tuple[str, str]]] = {}
+    for i in order:
+        text, answer, image = questions[i]
+        of_image.setdefault(image, []).append((text, answer))
+    while of_image:
+        for image in list(of_image):
+            count = int(rng.integers(2, 5))
+            turns, of_image[image] = of_image[image][:count], of_image[image][count:]
+            if turns:
+                yield Example(Path(paths[image]), turns)
+            else:
+                del of_image[image]
 
 
-def _digits_add(rng, split):
-    phrasings = [
-        "what is the sum of the two digits?",
-        "add the digits.",
-        "what do you get if you add the two numbers?",
-    ]
-    while True:
-        image, digits = draw_digits(rng, split, 2, TWO_DIGITS)
-        yield Example(image, [(_choose(rng, phrasings), str(sum(digits)))])
+def _questions_about(
+    draw: Callable, ask: Callable, *, turns: tuple[int, int] = (1, 1), wrong: float = 0.0, copies: int = 1
+) -> Callable[[np.random.Generator, str], Iterator[Example]]:
+    """A source that draws images and asks about them.
+
+    Args:
+        draw: function of (random generator, split) that returns an image and its facts.
+        ask: function of (random generator, facts) that returns a question.
+        turns: least and most number of questions about an image.
+        wrong: share of the answers in the split train that are wrong.
+        copies: how often an image returns, each time with the same questions in other words.
+    """
+
+    def examples(rng, split):
+        while True:
+            image, facts = draw(rng, split)
+            for _ in range(copies):
+                questions = _different_questions(rng, ask, facts, int(rng.integers(turns[0], turns[1] + 1)))
+                if questions:
+                    yield _example(rng, split, image, questions, wrong)
+
+    return examples
 
 
-def _digits_count(rng, split):
-    phrasings = ["how many digits are there?", "count the digits.", "how many numbers are written here?"]
-    while True:
-        count = int(rng.integers(1, DIGIT_GRID_MAXIMUM + 1))
-        image, digits = draw_digits(rng, split, count, DIGIT_GRID)
-        yield Example(image, [(_choose(rng, phrasings), str(len(digits)))])
+def _different_questions(rng, ask, facts, count):
+    """Up to `count` questions with different words, none about a composition that is held out."""
+    questions: dict[str, Question] = {}
+    for _ in range(4 * count):
+        question = ask(rng, facts)
+        if len(questions) < count and not is_held_out(question):
+            questions.setdefault(question.text, question)
+    return list(questions.values())
 
 
-# --- drawings ----------------------------------------------------------------------------------------
+def _example(rng, split, image, questions, wrong=0.0, facts=()):
+    turns = []
+    for question in questions:
+        is_wrong = split == "train" and rng.random() < wrong
+        turns.append((question.text, wrong_answer(rng, question.answer) if is_wrong else question.answer))
+    return Example(image, turns, list(facts))
 
 
-def _text_reading(rng, split):
-    phrasings = [
-        "what does the sign say?",
-        "read the word.",
-        "which word is written here?",
-        "what is written in the image?",
-    ]
-    while True:
-        image, word = draw_word(rng)
-        yield Example(image, [(_choose(rng, phrasings), word.text)])
+def _draw_digits(size, least, most):
+    return lambda rng, split: draw_digits(rng, split, int(rng.integers(least, most + 1)), size)
 
 
-def _bar_chart(rng, split):
-    tallest = ["which bar is the tallest?", "what colour is the highest bar?", "which colour has the largest value?"]
-    shortest = ["which bar is the shortest?", "what colour is the lowest bar?"]
-    value = ["what is the value of the {} bar?", "how high is the {} bar?", "read the {} bar."]
-    while True:
-        image, bars = draw_bar_chart(rng)
-        kind = rng.integers(4)  # half of the questions are about a value
-        if kind == 0:
-            turn = (_choose(rng, tallest), max(bars, key=lambda bar: bar.value).colour)
-        elif kind == 1:
-            turn = (_choose(rng, shortest), min(bars, key=lambda bar: bar.value).colour)
-        else:
-            bar = _choose(rng, bars)
-            turn = (_choose(rng, value).format(bar.colour), str(bar.value))
-        yield Example(image, [turn])
+def _draw_scene(least, most, cells):
+    return lambda rng, split: draw_scene(rng, int(rng.integers(least, most + 1)), cells=cells)
 
 
-def _counting(rng, split):
-    count_all = ["how many shapes are there?", "count the objects.", "how many objects do you see?"]
-    count_kind = ["how many {}s are there?", "count the {}s.", "what is the number of {}s?"]
-    while True:
-        image, shapes = draw_scene(rng, int(rng.integers(1, 7)), cells=4)
-        if rng.random() < 0.5:
-            turn = (_choose(rng, count_all), str(len(shapes)))
-        else:
-            kind = _choose(rng, SHAPES)
-            turn = (_choose(rng, count_kind).format(kind), str(sum(shape.kind == kind for shape in shapes)))
-        yield Example(image, [turn])
+def _draw_word(rng, split):
+    return draw_word(rng)
 
 
-def _spatial(rng, split):
-    phrasings = ["is the {} {} {} the {} {}?", "do you see the {} {} {} the {} {}?"]
-    while True:
-        image, (a, b) = draw_scene(rng, 2)
-        # a diagonal pair can be compared in either direction
-        is_horizontal = a.column != b.column and (a.row == b.row or rng.random() < 0.5)
-        relation = _choose(rng, ["left of", "right of"] if is_horizontal else ["above", "below"])
-        is_true = {
-            "left of": a.column < b.column,
-            "right of": a.column > b.column,
-            "above": a.row < b.row,
-            "below": a.row > b.row,
-        }[relation]
-        question = _choose(rng, phrasings).format(a.colour, a.kind, relation, b.colour, b.kind)
-        yield Example(image, [(question, "yes" if is_true else "no")])
+def _draw_chart(rng, split):
+    return draw_bar_chart(rng)
+
+
+_DRAW_PAIR = _draw_digits(TWO_DIGITS, 2, 2)
+_DRAW_CROWD = _draw_scene(1, 6, 4)
+_DRAW_TWO_SHAPES = _draw_scene(2, 2, 2)
 
 
 def _caption(rng, split):
-    phrasings = ["describe the image.", "what do you see? answer in sentences.", "give a description of the picture."]
     while True:
         image, shapes = draw_scene(rng, int(rng.integers(2, 4)))
-        shapes.sort(key=lambda shape: (shape.row, shape.column))
-        sentences = [f"the image shows {len(shapes)} shapes."]
-        sentences += [f"there is a {shape.colour} {shape.kind} in the {corner(shape)}." for shape in shapes]
         facts = [f"{len(shapes)} shapes", *(f"{shape.colour} {shape.kind}" for shape in shapes)]
-        yield Example(image, [(_choose(rng, phrasings), " ".join(sentences))], facts)
+        yield _example(rng, split, image, [ask_for_caption(rng, shapes)], facts=facts)
 
 
 def _conversation(rng, split):
-    """Two to four turns about a scene."""
     while True:
         image, shapes = draw_scene(rng, 3)
-        shape = shapes[0]
-        kinds = [shape.kind for shape in shapes]
-        colour_question = _choose(rng, ["what colour is the {}?", "which colour does the {} have?"])
-        count_question = _choose(rng, ["how many shapes are there in all?", "how many things can you count?"])
-        presence_question = _choose(rng, ["is there a {} in the picture?", "do you see a {}?"])
-        other_kind = _choose(rng, SHAPES)
-        if kinds.count(shape.kind) > 1:  # "the circle" would be ambiguous
-            continue
-        turns = [
-            (colour_question.format(shape.kind), shape.colour),
-            (count_question, str(len(shapes))),
-            (f"where is the {shape.colour} {shape.kind}?", corner(shape)),
-            (presence_question.format(other_kind), "yes" if other_kind in kinds else "no"),
-        ]
-        rng.shuffle(turns)
-        yield Example(image, turns[: int(rng.integers(2, 5))])
-
-
-# --- text only ---------------------------------------------------------------------------------------
-
-
-def _addition(rng):
-    a, b = map(int, rng.integers(0, 10, 2))
-    return _choose(rng, ["what is {} plus {}?", "add {} and {}."]).format(a, b), str(a + b)
-
-
-def _opposite(rng):
-    word, opposite = _choose(rng, OPPOSITES + [pair[::-1] for pair in OPPOSITES])
-    return _choose(rng, ["what is the opposite of {}?", "give the opposite of {}."]).format(word), opposite
-
-
-def _first_letter(rng):
-    word = _choose(rng, WORDS)
-    phrasings = ["what is the first letter of {}?", "which letter does {} begin with?"]
-    return _choose(rng, phrasings).format(word), word[0]
-
-
-def _spelled_number(rng):
-    tens = int(rng.integers(1, 10))
-    return _choose(rng, ["write {} in words.", "spell the number {}."]).format(10 * tens), TENS[tens]
+        yield _example(rng, split, image, ask_about_scene(rng, shapes)[: int(rng.integers(2, 5))], 0.1)
 
 
 def _text_only(rng, split):
-    tasks = [_addition, _opposite, _first_letter, _spelled_number]
     while True:
-        yield Example(None, [_choose(rng, tasks)(rng)])
+        yield _example(rng, split, None, [ask_without_image(rng) for _ in range(int(rng.integers(1, 4)))])
 
 
+def _compositions(rng, split):
+    """Questions about compositions that are held out, of all skills that combine concepts, in turn."""
+    skills: list[tuple[Callable, Callable]] = [
+        (_DRAW_PAIR, ask_to_reason),
+        (_draw_chart, ask_about_chart),
+        (_DRAW_CROWD, ask_for_count),
+        (_DRAW_TWO_SHAPES, ask_about_relation),
+    ]
+    while True:
+        for draw, ask in skills:
+            question = Question("", "")
+            while not is_held_out(question):
+                image, facts = draw(rng, split)
+                question = ask(rng, facts)
+            yield _example(rng, split, image, [question])
+
+
+# The weight is the size of the counterpart in LLaVA-665K, in thousands of samples.
 SOURCES = {
-    "easy_vqa": Source(easy_vqa_examples, 80),
-    "digits_read": Source(_digits_read, 24),
-    "digits_add": Source(_digits_add, 15),
-    "digits_count": Source(_digits_count, 10),
-    "text_reading": Source(_text_reading, 16),
-    "bar_chart": Source(_bar_chart, 16),
-    "counting": Source(_counting, 14),
-    "spatial": Source(_spatial, 12),
-    "caption": Source(_caption, 9),
-    "conversation": Source(_conversation, 8),
-    "text_only": Source(_text_only, 6),
+    "easy_vqa": Source(_easy_vqa_conversations, 3 * 83),  # VQAv2
+    "counting": Source(_questions_about(_DRAW_CROWD, ask_for_count, turns=(2, 4), wrong=0.1), 86),  # Visual Genome
+    "text_reading": Source(_questions_about(_draw_word, ask_about_word, turns=(1, 2), wrong=0.05), 80),  # OCR-VQA
+    "digits_add": Source(_questions_about(_DRAW_PAIR, ask_to_reason), 77),  # LLaVA's complex reasoning
+    "spatial": Source(_questions_about(_DRAW_TWO_SHAPES, ask_about_relation, turns=(2, 4)), 72),  # GQA
+    "digits_count": Source(  # A-OKVQA
+        _questions_about(_draw_digits(DIGIT_GRID, 1, DIGIT_GRID_MAXIMUM), ask_how_many_digits, copies=4), 66
+    ),
+    "conversation": Source(_conversation, 58),  # LLaVA's conversations
+    "digits_read": Source(_questions_about(_draw_digits(ONE_DIGIT, 1, 1), ask_which_digit), 48),  # RefCOCO
+    "text_only": Source(_text_only, 41),  # ShareGPT
+    "caption": Source(_caption, 23),  # LLaVA's detailed descriptions
+    "bar_chart": Source(_questions_about(_draw_chart, ask_about_chart, turns=(1, 3)), 22),  # TextCaps
+    COMPOSITIONS: Source(_compositions, 0),
 }

@@ -129,7 +129,8 @@ def _load_image(image):
 
 def _write_samples(folder, source, split, examples):
     """Write each different image once; returns the LLaVA records."""
-    (folder / source).mkdir(parents=True, exist_ok=True)
+    if examples:
+        (folder / source).mkdir(parents=True, exist_ok=True)
     records = []
     image_names = {}  # path or pixels -> name
     for i, example in enumerate(examples):

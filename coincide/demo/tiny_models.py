@@ -1,4 +1,4 @@
-"""The small models of the demo: a LLaVA and a CLIP, built here and trained briefly."""
+"""The small models of the demo: a LLaVA and a CLIP, built here and trained briefly, or read from the package."""
 
 import logging
 import shutil
@@ -26,9 +26,10 @@ from transformers import (
 from coincide.base.devices import pick_device
 from coincide.base.files import replacing
 from coincide.base.progress import Progress
-from coincide.base.sections import Shape, TinyModel
+from coincide.base.sections import Shape, TinyModel, Training
 from coincide.dataset.conversation import IMAGE_MARK
 from coincide.dataset.images import image_names, open_image
+from coincide.demo import PRETRAINED
 from coincide.extraction.clip import clip_inputs, text_of
 from coincide.training.finetune import finetune
 
@@ -74,7 +75,7 @@ def build_tiny_model(
     output: str | Path,
     checkpoints: str | Path,
 ) -> None:
-    """Build a small model and train it on LLaVA records.
+    """Build a small model and train it on LLaVA records, or copy a pretrained one.
 
     Args:
         name: key in the config's tiny_models; "clip" is a CLIP, any other a LLaVA.
@@ -84,20 +85,25 @@ def build_tiny_model(
         output: folder to write.
         checkpoints: folder for the untrained LLaVA and the checkpoints of its training, removed at the end.
     """
+    if tiny_model.pretrained:
+        with replacing(Path(output)) as temporary_folder:
+            shutil.copytree(PRETRAINED / tiny_model.pretrained, temporary_folder)
+        return
+    shape, training = tiny_model.shape, tiny_model.training
+    assert shape is not None  # the section demands both of a model that is built
+    assert training is not None
     if name == "clip":
-        build_clip(records, images, tiny_model, output=output)
+        build_clip(records, images, shape, training, seed=tiny_model.seed, output=output)
         return
     texts = [turn["value"] for record in records for turn in record["conversations"]]
     untrained = Path(checkpoints) / "untrained"
     with replacing(untrained) as temporary_folder:
-        build_model(
-            [TEMPLATE_WITHOUT_SYSTEM, *texts], shape=tiny_model.shape, seed=tiny_model.seed, output=temporary_folder
-        )
+        build_model([TEMPLATE_WITHOUT_SYSTEM, *texts], shape=shape, seed=tiny_model.seed, output=temporary_folder)
     finetune(
         untrained,
         records,
         images,
-        tiny_model.training,
+        training,
         seed=tiny_model.seed,
         output=output,
         checkpoints=checkpoints,
@@ -116,17 +122,17 @@ def build_model(texts: Iterable[str], *, shape: Shape, seed: int, output: str | 
     """
     tokenizer = train_tokenizer(texts, shape.vocabulary)
     torch.manual_seed(seed)
-    model = LlavaForConditionalGeneration(_llava_config(tokenizer, shape))
-    model.save_pretrained(output)
-    _llava_processor(tokenizer, shape).save_pretrained(output)
+    make_model(tokenizer, shape).save_pretrained(output)
+    make_processor(tokenizer, shape).save_pretrained(output)
 
 
-def _llava_processor(tokenizer, shape):
+def make_processor(tokenizer: PreTrainedTokenizerFast, shape: Shape) -> LlavaProcessor:
+    """The processor of a LLaVA."""
     return LlavaProcessor(
         image_processor=_image_processor(shape),
         tokenizer=tokenizer,
         patch_size=shape.patch_size,
-        vision_feature_select_strategy="default",
+        vision_feature_select_strategy=shape.vision_features,
         num_additional_image_tokens=1,
         image_token=IMAGE_MARK,
         chat_template=CHAT_TEMPLATE,
@@ -138,7 +144,13 @@ def _image_processor(shape):
     return CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
 
 
+def make_model(tokenizer: PreTrainedTokenizerFast, shape: Shape) -> LlavaForConditionalGeneration:
+    """An untrained LLaVA, with random weights."""
+    return LlavaForConditionalGeneration(_llava_config(tokenizer, shape))
+
+
 def _llava_config(tokenizer, shape):
+    class_tokens = 1 if shape.vision_features == "full" else 0
     return LlavaConfig(
         vision_config=CLIPVisionConfig(
             hidden_size=shape.vision_hidden,
@@ -167,9 +179,9 @@ def _llava_config(tokenizer, shape):
         ),
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_MARK),
         vision_feature_layer=-1,
-        vision_feature_select_strategy="default",
+        vision_feature_select_strategy=shape.vision_features,
         tie_word_embeddings=True,
-        image_seq_length=(shape.image_size // shape.patch_size) ** 2,
+        image_seq_length=(shape.image_size // shape.patch_size) ** 2 + class_tokens,
     )
 
 
@@ -213,8 +225,10 @@ def train_tokenizer(
 def build_clip(
     records: list[dict[str, Any]],
     images: str | Path,
-    tiny_model: TinyModel,
+    shape: Shape,
+    training: Training,
     *,
+    seed: int,
     output: str | Path,
     device: str = "auto",
 ) -> None:
@@ -223,17 +237,19 @@ def build_clip(
     Args:
         records: LLaVA records; of several images the first is used.
         images: folder that image names are relative to.
-        tiny_model: section of the config.
+        shape: section of the config.
+        training: section of the config.
+        seed: seed of the weights and of the order.
         output: folder to write.
         device: device of the training.
     """
     records = [record for record in records if image_names(record)]
     texts = [text_of(record) for record in records]
-    processor = _clip_processor(texts, tiny_model.shape)
-    torch.manual_seed(tiny_model.seed)
-    model = torch.nn.Module.to(CLIPModel(_clip_config(processor.tokenizer, tiny_model.shape)), pick_device(device))
+    processor = _clip_processor(texts, shape)
+    torch.manual_seed(seed)
+    model = torch.nn.Module.to(CLIPModel(_clip_config(processor.tokenizer, shape)), pick_device(device))
     model.train()
-    _train_clip(model, processor, records, texts, images, tiny_model.training, tiny_model.seed)
+    _train_clip(model, processor, records, texts, images, training, seed)
     with replacing(output) as temporary_folder:
         model.save_pretrained(temporary_folder)
         processor.save_pretrained(temporary_folder)

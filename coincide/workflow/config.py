@@ -18,6 +18,7 @@ from coincide.base.sections import Config, ConvertedModel
 from coincide.dataset.earlier import check_earlier_run
 from coincide.dataset.formats import DatasetError, expand_annotations, open_dataset
 from coincide.dataset.json_formats import RECORD_KEYS
+from coincide.demo import PRETRAINED
 from coincide.models.layers import config_depth, resolve_layers
 from coincide.selection.bounds import read_ids
 from coincide.selection.budget import total_budget
@@ -275,7 +276,8 @@ def _layer_problems(config: Config) -> Iterator[str]:
     if conversion:
         depth = config_depth(conversion.decoder.name)
     elif tiny_model in config.tiny_models:
-        depth = config.tiny_models[tiny_model].shape.layers
+        model = config.tiny_models[tiny_model]
+        depth = model.shape.layers if model.shape else config_depth(PRETRAINED / str(model.pretrained))
     else:
         depth = config_depth(config.reference_model.name)
     if depth is not None:

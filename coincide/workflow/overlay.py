@@ -124,8 +124,12 @@ def _replicates(values: dict[str, Any], config: Config, variant: str) -> Iterato
 
 
 def without_inherited(values: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """The values without what the settings make wrong: the images and clusters of another dataset, other questions."""
-    return _without_inherited_groups(_without_inherited_dataset(values, settings), settings)
+    """The values without what the settings make wrong.
+
+    These are the images and clusters of another dataset, other questions, and what adapters do not train anyway.
+    """
+    values = _without_inherited_groups(_without_inherited_dataset(values, settings), settings)
+    return _without_inherited_freeze(values, settings)
 
 
 def _without_inherited_dataset(values, settings):
@@ -146,6 +150,15 @@ def _without_inherited_groups(values, settings):
     if not isinstance(evaluation, dict) or not evaluation.get("holdout"):
         return values
     return _without(values, settings, "evaluation", "groups")
+
+
+def _without_inherited_freeze(values, settings):
+    """The values without the parts of the target model that are not trained, if the settings train adapters instead."""
+    given, inherited = settings.get("target_model"), values.get("target_model")
+    training = given.get("training") if isinstance(given, dict) else None
+    if not isinstance(training, dict) or not training.get("lora") or not isinstance(inherited, dict):
+        return values
+    return {**values, "target_model": _without(inherited, given, "training", "freeze")}
 
 
 def _without(values, settings, section, key):

@@ -13,8 +13,11 @@ from PIL import Image
 from coincide.base.errors import UserError
 from coincide.base.sections import Dataset
 from coincide.dataset.manifest import build_manifest
-from coincide.demo.mini_mix import SOURCES, write_mini_mix
+from coincide.demo import mini_mix
+from coincide.demo.mini_mix import COMPOSITIONS, SOURCES, write_mini_mix
+from coincide.demo.questions import is_held_out
 
+TRAINED = {name for name, source in SOURCES.items() if source.weight}
 SIZE = {"samples": 1500, "pretrain_samples": 500, "test_samples": 12, "validation_samples": 12, "seed": 3}
 
 
@@ -34,8 +37,7 @@ def test_sizes_and_sources(mix):
     assert len(train) == 1500
     assert len(records(mix, "pretrain")) == 500
     counts = Counter(r["source"] for r in train)
-    assert set(counts) == set(SOURCES)
-    assert len(counts) >= 8
+    assert set(counts) == TRAINED == set(SOURCES) - {COMPOSITIONS}
     assert counts.most_common()[0][1] >= 10 * counts.most_common()[-1][1]
     assert {r["source"] for r in train if "image" not in r} == {"text_only"}
     assert any(len(r["conversations"]) > 4 for r in train)
@@ -44,7 +46,7 @@ def test_sizes_and_sources(mix):
 def test_every_sample_is_usable(mix):
     manifest, rejected = build_manifest(records(mix, "train"), mix / "images", Dataset(annotations="-", shards=2))
     assert len(rejected) == 0
-    assert manifest["source"].nunique() == len(SOURCES)
+    assert manifest["source"].nunique() == len(TRAINED)
 
 
 def pixels(image):
@@ -78,3 +80,61 @@ def test_the_error_names_a_source_with_too_few_examples(tmp_path):
             tmp_path / "x", samples=200000, pretrain_samples=10, test_samples=5, validation_samples=5, seed=0
         )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_image_has_several_samples_and_some_samples_are_near_copies(mix):
+    images = Counter(record["image"] for record in records(mix, "train") if "image" in record)
+    assert len(images) < 0.95 * sum(images.values())
+    copies = [count for image, count in images.items() if image.startswith("digits_count/")]
+    assert sum(count == 4 for count in copies) >= len(copies) - 1  # the last image may be cut off
+    questions = {}
+    for record in records(mix, "train"):
+        if record["source"] == "digits_count":
+            questions.setdefault(record["image"], set()).add(record["conversations"][1]["value"])
+    assert all(len(answers) == 1 for answers in questions.values())
+
+
+def test_evaluation_asks_compositions_that_no_sample_asks(monkeypatch, tmp_path):
+    asked = {split: [] for split in ("test", "pretrain", "train", "validation")}
+    example = mini_mix._example
+
+    def record(rng, split, image, questions, *arguments, **options):
+        asked[split] += questions
+        return example(rng, split, image, questions, *arguments, **options)
+
+    monkeypatch.setattr(mini_mix, "_example", record)
+    write_mini_mix(tmp_path / "mix", **SIZE)
+    for split in ("train", "pretrain"):
+        assert sum(bool(question.composition) for question in asked[split]) > 200
+        assert not any(is_held_out(question) for question in asked[split])
+    for folder in ("evaluation", "validation"):
+        table = pd.read_parquet(tmp_path / "mix" / folder / f"{COMPOSITIONS}.parquet")
+        held_out = {(question.text, question.answer) for questions in asked.values() for question in questions
+                    if is_held_out(question)}  # fmt: skip
+        assert set(zip(table["question"], table["answer"])) <= held_out
+        assert {question.split()[0] for question in table["question"]} >= {"what", "how"}
+
+
+def test_only_training_samples_of_some_sources_have_wrong_answers(monkeypatch, tmp_path):
+    wrong = Counter()
+
+    def mark(rng, answer):
+        return f"wrong {answer}"
+
+    monkeypatch.setattr(mini_mix, "wrong_answer", mark)
+    write_mini_mix(tmp_path / "mix", **SIZE)
+    turns = Counter()
+    for split in ("train", "pretrain"):
+        for record in records(tmp_path / "mix", split):
+            for turn in record["conversations"][1::2]:
+                turns[split, record["source"]] += 1
+                wrong[split, record["source"]] += turn["value"].startswith("wrong ")
+    assert {key for key, count in wrong.items() if count} == {
+        ("train", "counting"),
+        ("train", "text_reading"),
+        ("train", "conversation"),
+    }
+    assert 0.06 < wrong["train", "counting"] / turns["train", "counting"] < 0.14
+    for split in ("evaluation", "validation"):
+        table = pd.read_parquet(tmp_path / "mix" / split / "counting.parquet")
+        assert not table["answer"].str.startswith("wrong ").any()

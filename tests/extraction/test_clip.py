@@ -6,7 +6,7 @@ import torch
 from conftest import make_record
 from PIL import Image
 
-from coincide.base.sections import TinyModel
+from coincide.base.sections import Shape, Training
 from coincide.dataset.images import open_image
 from coincide.dataset.samples import Sample
 from coincide.demo.tiny_models import build_clip
@@ -32,10 +32,11 @@ def colours(tmp_path_factory):
 @pytest.fixture(scope="module")
 def clip(colours, tmp_path_factory):
     folder = tmp_path_factory.mktemp("clip") / "model"
-    shape = {"vocabulary": 300, "image_size": 16, "patch_size": 8, "vision_hidden": 32, "vision_layers": 1,
-             "hidden": 32, "layers": 1, "heads": 2}  # fmt: skip
-    training = {"epochs": 12, "batch_size": 16, "learning_rate": 2e-3}
-    build_clip(*colours, TinyModel(shape=shape, training=training), output=folder, device="cpu")
+    shape = Shape(
+        vocabulary=300, image_size=16, patch_size=8, vision_hidden=32, vision_layers=1, hidden=32, layers=1, heads=2
+    )
+    training = Training(epochs=12, batch_size=16, learning_rate=2e-3)
+    build_clip(*colours, shape, training, seed=0, output=folder, device="cpu")
     return load_clip(folder, device="cpu")
 
 

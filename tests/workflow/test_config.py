@@ -49,7 +49,7 @@ def test_the_default_config_is_valid_and_defaults_are_filled_in():
         ("selection.fractions", [0.0], r"selection\.fractions\[0\]: .*greater than 0"),
         ("selection.fractions", [], r"selection\.fractions: .*at least 1"),
         ("selection.fractions", [0.2, 0.2], "duplicate value; remove one"),
-        ("selection.fractions", [0.00001], r"selection\.fractions: 1e-05 of 21000 samples keeps none"),
+        ("selection.fractions", [0.00001], r"selection\.fractions: 1e-05 of 15000 samples keeps none"),
         (
             "selection.methods",
             ["magic"],
@@ -70,7 +70,7 @@ def test_the_default_config_is_valid_and_defaults_are_filled_in():
         ("reference_model.extra_metrics", ["loss"], r"reference_model\.extra_metrics\[0\]: .*'loss'"),
         ("selection.method_settings", {"el2n": {"keep": "x"}}, r"selection\.method_settings\.el2n: keep: .*'x'"),
         ("selection.method_settings", {"eln": {}}, r"selection\.method_settings\.eln: unknown method 'eln'"),
-        ("clustering.k", 30000, r"clustering\.k: 30000 clusters for 21000 samples; at most 21000"),
+        ("clustering.k", 30000, r"clustering\.k: 30000 clusters for 15000 samples; at most 15000"),
         ("reference_model.layers", [1, 4], r"reference_model\.layers: layer 4 does not exist: the model has 4"),
         ("reference_model.layers", [0.5, 1], r"reference_model\.layers: .* name a layer twice"),
         ("reference_model.dtype", "int4", r"reference_model\.dtype"),
@@ -102,7 +102,7 @@ def test_sizes_are_checked_against_the_users_dataset(tmp_path):
     path = write_dataset(tmp_path, [make_record(i) for i in range(10)])
     config = changed("dataset.annotations", str(path))
     config["dataset"]["images"] = str(tmp_path)
-    with pytest.raises(ConfigError, match="300 clusters for 10 samples"):
+    with pytest.raises(ConfigError, match="227 clusters for 10 samples"):
         check_config(config)
     config["clustering"]["k"] = 3
     assert check_config(config)

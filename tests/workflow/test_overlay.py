@@ -82,6 +82,21 @@ def test_an_own_dataset_on_the_command_line_does_not_inherit_that_of_the_demo():
     assert (checked.dataset.images, checked.clustering.k) == ("/data/mine", None)
 
 
+def test_adapters_do_not_inherit_what_the_demo_freezes():
+    assert frozen("target_model={training: {epochs: 2}}") == ["vision_tower"]
+    assert frozen("target_model={training: {lora: null}}") == ["vision_tower"]
+    assert frozen("target_model={training: {lora: {r: 8, alpha: 16}}}") == []
+    with pytest.raises(ConfigError, match="freeze applies to training without lora"):
+        frozen("target_model={training: {lora: {r: 8, alpha: 16}, freeze: [vision_tower]}}")
+
+
+def frozen(entry):
+    overrides = from_command_line(entry)
+    config = yaml.safe_load((REPO / "config.yaml").read_text())
+    update_config(config, overrides)
+    return check_runs(config, files=False, overrides=overrides)["demo"].target_model.training.freeze
+
+
 def test_a_missing_space_after_a_colon_is_named():
     config = yaml.safe_load((REPO / "config.yaml").read_text())
     update_config(config, from_command_line("selection={temperature:0.5}"))
