@@ -126,22 +126,25 @@ def _replicates(values: dict[str, Any], config: Config, variant: str) -> Iterato
 def without_inherited(values: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     """The values without what the settings make wrong.
 
-    These are the images and clusters of another dataset, other questions, and what adapters do not train anyway.
+    These are the images and clusters of another dataset, other questions, the seeds of another target model, and what
+    adapters do not train anyway.
     """
     values = _without_inherited_groups(_without_inherited_dataset(values, settings), settings)
-    return _without_inherited_freeze(values, settings)
+    return _without_inherited_freeze(_without_inherited_seeds(values, settings), settings)
 
 
 def _without_inherited_dataset(values, settings):
     """The values without what describes the dataset that the settings replace, unless the settings give it, too.
 
-    The images of the other dataset would be the wrong folder, and its number of clusters the wrong number.
+    The images of the other dataset would be the wrong folder, its number of clusters the wrong number, and its kind of
+    budget was chosen on its own questions.
     """
     dataset = settings.get("dataset")
     if not isinstance(dataset, dict) or "annotations" not in dataset:
         return values
     values = _without(values, settings, "dataset", "images")
-    return _without(values, settings, "clustering", "k")
+    values = _without(values, settings, "clustering", "k")
+    return _without(values, settings, "selection", "budget")
 
 
 def _without_inherited_groups(values, settings):
@@ -150,6 +153,14 @@ def _without_inherited_groups(values, settings):
     if not isinstance(evaluation, dict) or not evaluation.get("holdout"):
         return values
     return _without(values, settings, "evaluation", "groups")
+
+
+def _without_inherited_seeds(values, settings):
+    """The values without the seeds of another target model, if the settings name one: each costs a whole training."""
+    target = settings.get("target_model")
+    if not isinstance(target, dict) or "name" not in target:
+        return values
+    return _without(values, settings, "target_model", "seeds")
 
 
 def _without_inherited_freeze(values, settings):

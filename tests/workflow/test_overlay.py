@@ -80,6 +80,13 @@ def test_an_own_dataset_on_the_command_line_does_not_inherit_that_of_the_demo():
     update_config(config, overrides)
     checked = check_runs(config, files=False, overrides=overrides)["mine"]
     assert (checked.dataset.images, checked.clustering.k) == ("/data/mine", None)
+    assert checked.selection.budget == "published"
+
+
+def test_another_target_model_does_not_inherit_the_seeds_of_the_demo():
+    assert target_model("target_model={training: {epochs: 2}}").seeds == [0, 1, 2]
+    assert target_model("target_model={name: some/model}").seeds == [0]
+    assert target_model("target_model={name: some/model, seeds: [4, 5]}").seeds == [4, 5]
 
 
 def test_adapters_do_not_inherit_what_the_demo_freezes():
@@ -91,10 +98,14 @@ def test_adapters_do_not_inherit_what_the_demo_freezes():
 
 
 def frozen(entry):
+    return target_model(entry).training.freeze
+
+
+def target_model(entry):
     overrides = from_command_line(entry)
     config = yaml.safe_load((REPO / "config.yaml").read_text())
     update_config(config, overrides)
-    return check_runs(config, files=False, overrides=overrides)["demo"].target_model.training.freeze
+    return check_runs(config, files=False, overrides=overrides)["demo"].target_model
 
 
 def test_a_missing_space_after_a_colon_is_named():
