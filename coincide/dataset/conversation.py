@@ -81,6 +81,10 @@ def to_llava(record: Any) -> Any:
         turns, used = _to_list(record[key]), set(TURN_KEYS)
     if not isinstance(turns, list):
         return record
+    if key is not None and isinstance(record[key], str):  # the escapes of its JSON are text only now
+        fault = _find_json_fault(turns)
+        if fault:
+            return UnreadableRow(fault)
     converted = {name: value for name, value in record.items() if name not in {*used, "images", "image", SYSTEM}}
     pairs = [pair for turn in turns for pair in _to_llava_turns(turn)]
     llava_turns, part_names = [turn for turn, _ in pairs], [name for _, names in pairs for name in names]

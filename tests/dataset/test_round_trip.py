@@ -148,7 +148,12 @@ def test_a_record_is_equal_in_every_format_or_rejected(tmp_path_factory, record)
 def test_invalid_text_that_the_conversion_leaves_out_is_rejected_too(tmp_path):
     """coreset.json has the original records of a JSON dataset, with the parts that are not read."""
     turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho", "note": "\ud800"}]
-    for record in ({"conversations": turns}, {"conversations": turns[:1] * 2, "messages": turns}):
+    decoded = json.dumps([{"from": "human", "value": "\ud800"}, turns[1]])
+    for record in (
+        {"conversations": turns},
+        {"conversations": turns[:1] * 2, "messages": turns},
+        {"conversations": decoded},
+    ):
         _, rejected = build_manifest([to_llava(record)], tmp_path, Dataset(annotations="-"))
         assert rejected["reason"].tolist() == ["malformed record"]
 

@@ -54,9 +54,10 @@ def test_a_recipe_is_complete(name):
 
 def test_the_runs_with_and_without_a_floor_share_everything_before_the_picks():
     runs = Runs(check_runs(recipe("constraints"), files=False))
-    assert list(runs) == ["demo", "with-floor"]
-    for stage in ("merge", "clusters", "shares"):
+    assert list(runs) == ["demo", "published", "with-floor"]
+    for stage in ("merge", "clusters"):
         assert runs.folder("with-floor", stage) == "results/demo"
+    assert runs.folder("with-floor", "shares") == "results/published"
     for stage in ("picks", "coincide_coreset"):
         assert runs.folder("with-floor", stage) == "results/with-floor"
 
