@@ -72,6 +72,7 @@ def overlay(originals, dataset):
                 "batch_size": 4,
                 "learning_rate": 1.0e-2,
                 "projector_learning_rate": 1.0e-3,
+                "freeze": [],
                 "lora": {"r": 2, "alpha": 4},
             },
         },

@@ -104,7 +104,7 @@ def problems(values, machine=NODE, **options):
 
 
 def test_a_run_that_can_work(values, tiny_model, tmp_path):
-    values["target_model"]["training"]["lora"] = {"r": 4, "alpha": 8}
+    values["target_model"]["training"] |= {"lora": {"r": 4, "alpha": 8}, "freeze": []}
     report = preflight(check_config(values), machine=LAPTOP, results=tmp_path)
     reference, target = report["models"]["reference_model"], report["models"]["target_model"]
     assert (reference["revision"], reference["digest"]) == (None, folder_digest(tiny_model))
@@ -133,7 +133,7 @@ def test_all_problems_are_reported_at_once_each_with_its_fix(values, dataset, ti
     values["selection"]["methods"] = ["coincide", "clip_score"]
     values["clip_model"]["name"] = str(tiny_model)
     values["node"] = {"gpus": 4, "memory": 0.001, "gpu_memory": 1e-6}
-    training = {"processes": 8, "lora": {"target_modules": "no.such.module"}, "max_tokens": 20}
+    training = {"processes": 8, "lora": {"target_modules": "no.such.module"}, "freeze": [], "max_tokens": 20}
     values["target_model"]["training"] |= training
     config = check_config(values)
     machine = this_machine(config.node, local=True)
