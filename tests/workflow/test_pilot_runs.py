@@ -14,6 +14,7 @@ from coincide.workflow.pilot import check_pilot
 from coincide.workflow.stages import Runs
 
 DEFAULT = yaml.safe_load((REPO / "config.yaml").read_text())
+DEFAULT["selection"]["budget"] = "published"
 SMALL = yaml.safe_load((REPO / "tests/config/small.yaml").read_text())
 PILOT = {
     "samples": 300,

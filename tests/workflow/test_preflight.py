@@ -209,6 +209,7 @@ def test_two_fractions_with_one_path(values):
 
 
 def test_a_full_disk(values, listed, tmp_path, monkeypatch):
+    values["target_model"]["seeds"] = [0]
     config = check_config(values)
     models = {"reference_model": {"dimension": 100}, "target_model": {"parameters": 1000, "trained_parameters": 1000}}
     # 5 samples; a full model per method and the full data; one checkpoint with the states of Adam
