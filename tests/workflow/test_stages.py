@@ -118,14 +118,14 @@ def test_runs_share_results_and_a_failed_run_does_not_stop_the_others(finished, 
     config = tmp_path / "batch.yaml"
     small = yaml.safe_load((REPO / "tests/config/small.yaml").read_text())
     small |= {
-        "selection": {"fractions": [0.2], "methods": ["coincide"]},
+        "selection": {"fractions": [0.2], "methods": ["coincide"], "budget": "published"},
         "runs": [
             {"run": "broken", "reference_model": {"name": str(broken)}},
             {"run": "plain"},
             {"run": "sharp", "selection": {"temperature": 0.02}},
         ],
     }
-    small["target_model"] = {"full": False, "training": {"epochs": 1, "batch_size": 8}}
+    small["target_model"] = {"full": False, "seeds": [0], "training": {"epochs": 1, "batch_size": 8}}
     config.write_text(yaml.safe_dump(small))
     code, output = workplace.run("--retries", "0", config=config)
     assert code != 0
@@ -136,7 +136,7 @@ def test_runs_share_results_and_a_failed_run_does_not_stop_the_others(finished, 
     results = tmp_path / "results"
     for run in ("plain", "sharp"):
         assert (results / run / "report.html").exists()
-        assert len(pd.read_csv(results / run / "summary.csv")) == 12
+        assert len(pd.read_csv(results / run / "summary.csv")) == 13  # the tasks and their average
     # the first run computes the manifest, the second the other shared results; none is computed twice
     for name, owner in (("samples/manifest.parquet", "broken"), ("shards", "broken"), ("clusters.parquet", "plain")):
         assert [run for run in ("broken", "plain", "sharp") if (results / run / name).exists()] == [owner]

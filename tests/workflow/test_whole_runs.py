@@ -109,7 +109,7 @@ def test_models_evaluations_and_summary(finished):
         assert (model / "model.safetensors").exists()
         assert (model / "training_log.jsonl").exists()
         folder = finished / RUN / f"evaluations/target/{method}/{fraction}/0/mini_mix"
-        assert len(list((folder / "samples").glob("*.jsonl"))) == 11
+        assert len(list((folder / "samples").glob("*.jsonl"))) == 12
         assert json.loads((folder / "results.json").read_text())["lmms_eval_version"]
     summary = pd.read_csv(finished / RUN / "summary.csv")
     assert len(summary) == 3 * 12
