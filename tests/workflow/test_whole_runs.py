@@ -112,7 +112,7 @@ def test_models_evaluations_and_summary(finished):
         assert len(list((folder / "samples").glob("*.jsonl"))) == 12
         assert json.loads((folder / "results.json").read_text())["lmms_eval_version"]
     summary = pd.read_csv(finished / RUN / "summary.csv")
-    assert len(summary) == 3 * 12
+    assert len(summary) == 3 * 13
     pd.testing.assert_frame_equal(summary, table(finished, "summary.parquet"), check_dtype=False)
     assert not list((finished / RUN / "checkpoints").rglob("checkpoint-*"))
 
