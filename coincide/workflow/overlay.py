@@ -12,6 +12,14 @@ from pydantic import ValidationError
 from coincide.base.sections import Config, Run
 from coincide.workflow.config import ConfigError, check_config, problem_line
 
+# setting that another config gives -> settings of the first config that are wrong then
+NOT_INHERITED = {
+    # another dataset: its folder of images, its number of clusters, the budgets chosen on its questions
+    "dataset.annotations": ("dataset.images", "clustering.k", "selection.budget"),
+    "evaluation.holdout": ("evaluation.groups",),  # other questions
+    "target_model.name": ("target_model.seeds",),  # each costs a whole training
+    "target_model.training.lora": ("target_model.training.freeze",),  # adapters are trained instead
+}
 SEEDS = {"clustering": {"seed"}, "selection": {"seed"}, "target_model": {"seeds"}}  # keys per section
 
 
@@ -124,59 +132,29 @@ def _replicates(values: dict[str, Any], config: Config, variant: str) -> Iterato
 
 
 def without_inherited(values: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """The values without what the settings make wrong.
+    """The values without those of NOT_INHERITED that the settings make wrong and do not give themselves."""
+    for given, dropped in NOT_INHERITED.items():
+        if _value_of(settings, given):
+            for path in dropped:
+                values = _without(values, settings, path.split("."))
+    return values
 
-    These are the images and clusters of another dataset, other questions, the seeds of another target model, and what
-    adapters do not train anyway.
-    """
-    values = _without_inherited_groups(_without_inherited_dataset(values, settings), settings)
-    return _without_inherited_freeze(_without_inherited_seeds(values, settings), settings)
+
+def _value_of(settings, path):
+    for key in path.split("."):
+        settings = settings.get(key) if isinstance(settings, dict) else None
+    return settings
 
 
-def _without_inherited_dataset(values, settings):
-    """The values without what describes the dataset that the settings replace, unless the settings give it, too.
-
-    The images of the other dataset would be the wrong folder, its number of clusters the wrong number, and its kind of
-    budget was chosen on its own questions.
-    """
-    dataset = settings.get("dataset")
-    if not isinstance(dataset, dict) or "annotations" not in dataset:
+def _without(values, settings, path):
+    """The values without the one at a path, unless the settings have it."""
+    key, *rest = path
+    if not isinstance(values, dict) or key not in values:
         return values
-    values = _without(values, settings, "dataset", "images")
-    values = _without(values, settings, "clustering", "k")
-    return _without(values, settings, "selection", "budget")
-
-
-def _without_inherited_groups(values, settings):
-    """The values without the groups of tasks, if the settings hold samples out and name no groups."""
-    evaluation = settings.get("evaluation")
-    if not isinstance(evaluation, dict) or not evaluation.get("holdout"):
-        return values
-    return _without(values, settings, "evaluation", "groups")
-
-
-def _without_inherited_seeds(values, settings):
-    """The values without the seeds of another target model, if the settings name one: each costs a whole training."""
-    target = settings.get("target_model")
-    if not isinstance(target, dict) or "name" not in target:
-        return values
-    return _without(values, settings, "target_model", "seeds")
-
-
-def _without_inherited_freeze(values, settings):
-    """The values without the parts of the target model that are not trained, if the settings train adapters instead."""
-    given, inherited = settings.get("target_model"), values.get("target_model")
-    training = given.get("training") if isinstance(given, dict) else None
-    if not isinstance(training, dict) or not training.get("lora") or not isinstance(inherited, dict):
-        return values
-    return {**values, "target_model": _without(inherited, given, "training", "freeze")}
-
-
-def _without(values, settings, section, key):
-    given = settings.get(section)
-    if (isinstance(given, dict) and key in given) or not isinstance(values.get(section), dict):
-        return values
-    return {**values, section: {name: value for name, value in values[section].items() if name != key}}
+    is_given = isinstance(settings, dict) and key in settings
+    if rest:
+        return {**values, key: _without(values[key], settings[key] if is_given else None, rest)}
+    return values if is_given else {name: value for name, value in values.items() if name != key}
 
 
 def overlaid(values: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
