@@ -74,6 +74,12 @@ def test_the_default_config_is_valid_and_defaults_are_filled_in():
         ("reference_model.layers", [1, 4], r"reference_model\.layers: layer 4 does not exist: the model has 4"),
         ("reference_model.layers", [0.5, 1], r"reference_model\.layers: .* name a layer twice"),
         ("reference_model.dtype", "int4", r"reference_model\.dtype"),
+        ("tiny_models.target", {}, r"tiny_models\.target: set shape and training, .*, or pretrained"),
+        (
+            "tiny_models.target",
+            {"pretrained": "target", "training": {"learning_rate": 0.1}},
+            r"tiny_models\.target: pretrained and shape or training exclude each other",
+        ),
         ("reference_model.name", "/no/such/model", r"reference_model\.name: the folder /no/such/model does not exist"),
         ("dataset.annotations", "none.json", r"dataset\.annotations: none\.json does not exist: set"),
         ("dataset.images", "none", r"dataset\.images: the folder none does not exist; set"),
