@@ -3,6 +3,7 @@
 The order of the random draws in a function is fixed: another order would make other images from the same seed.
 """
 
+from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
 
@@ -94,6 +95,11 @@ def draw_digits(
     return canvas.convert("RGB"), [int(values[scan]) for scan in chosen]
 
 
+def digit_drawer(size: tuple[int, int], least: int, most: int) -> Callable[[np.random.Generator, str], tuple]:
+    """A function of (random generator, split) that draws `least` to `most` digits (see `draw_digits`)."""
+    return lambda rng, split: draw_digits(rng, split, int(rng.integers(least, most + 1)), size)
+
+
 @cache
 def _load_scans():
     """scikit-learn's digits: (n, 8, 8) uint8 scans, black on white, and (n,) values."""
@@ -162,6 +168,36 @@ def draw_scene(rng: np.random.Generator, count: int, *, cells: int = 2) -> tuple
         _draw_shape(draw, shape, x, y, radius)
         shapes.append(shape)
     return image, shapes
+
+
+def scene_drawer(least: int, most: int, cells: int) -> Callable[[np.random.Generator, str], tuple]:
+    """A function of (random generator, split) that draws `least` to `most` shapes (see `draw_scene`)."""
+    return lambda rng, split: draw_scene(rng, int(rng.integers(least, most + 1)), cells=cells)
+
+
+def relations(first: Shape, second: Shape) -> list[str]:
+    """How the first of two shapes lies to the second: left of or right of, then above or below."""
+    found = []
+    if first.column != second.column:
+        found.append("left of" if first.column < second.column else "right of")
+    if first.row != second.row:
+        found.append("above" if first.row < second.row else "below")
+    return found
+
+
+def count_kinds(shapes: list[Shape]) -> dict[str, int]:
+    """The number of shapes of each kind."""
+    return {kind: sum(shape.kind == kind for shape in shapes) for kind in SHAPES}
+
+
+def tallest(bars: list[Bar]) -> Bar:
+    """The bar with the largest value."""
+    return max(bars, key=lambda bar: bar.value)
+
+
+def shortest(bars: list[Bar]) -> Bar:
+    """The bar with the smallest value."""
+    return min(bars, key=lambda bar: bar.value)
 
 
 def _draw_shape(draw, shape, x, y, radius):

@@ -26,10 +26,11 @@ from coincide.demo.drawings import (
     DIGIT_GRID_MAXIMUM,
     ONE_DIGIT,
     TWO_DIGITS,
+    digit_drawer,
     draw_bar_chart,
-    draw_digits,
     draw_scene,
     draw_word,
+    scene_drawer,
 )
 from coincide.demo.mix import QUESTION_FOLDERS, Example, Source, write_mix
 from coincide.demo.questions import (
@@ -72,43 +73,40 @@ def write_mini_mix(
     write_mix(output, SOURCES, sizes, seed=seed)
 
 
-def easy_vqa_examples(rng: np.random.Generator, split: str) -> Iterator[Example]:
-    """Questions of the package easy-vqa in random order; its test images are for questions, the others for samples."""
-    paths, questions, order = _easy_vqa(rng, split)
-    for i in order:
-        text, answer, image = questions[i]
-        yield Example(Path(paths[image]), [(text, answer)])
-
-
-def _easy_vqa(rng, split):
-    """Paths by image, (question, answer, image) of all questions, and the positions of the split in random order."""
+def easy_vqa_questions(split: str) -> list[tuple[str, str, Path]]:
+    """(question, answer, path of the image) of the package easy-vqa; its test images are for questions."""
     import easy_vqa
 
     if split in QUESTION_FOLDERS:
-        questions, paths = list(zip(*easy_vqa.get_test_questions())), easy_vqa.get_test_image_paths()
-        in_split = np.ones(len(questions), dtype=bool)
+        questions, paths = easy_vqa.get_test_questions(), easy_vqa.get_test_image_paths()
+        is_in_split = dict.fromkeys(paths, True)
     else:
-        questions, paths = list(zip(*easy_vqa.get_train_questions())), easy_vqa.get_train_image_paths()
-        is_pretrain = np.array([image for _, _, image in questions]) % PRETRAIN_EVERY == 0
-        in_split = is_pretrain == (split == "pretrain")
-    return paths, questions, rng.permutation(np.flatnonzero(in_split))
+        questions, paths = easy_vqa.get_train_questions(), easy_vqa.get_train_image_paths()
+        is_in_split = {image: (image % PRETRAIN_EVERY == 0) == (split == "pretrain") for image in paths}
+    return [(text, answer, Path(paths[image])) for text, answer, image in zip(*questions) if is_in_split[image]]
+
+
+def easy_vqa_examples(rng: np.random.Generator, split: str) -> Iterator[Example]:
+    """Questions of easy-VQA in random order, one per example."""
+    questions = easy_vqa_questions(split)
+    for i in rng.permutation(len(questions)):
+        text, answer, path = questions[i]
+        yield Example(path, [(text, answer)])
 
 
 def _easy_vqa_conversations(rng, split):
-    """Two to four questions about an image; the images of samples return until all their questions are asked."""
-    paths, questions, order = _easy_vqa(rng, split)
-    of_image: dict[int, list[tuple[str, str]]] = {}
-    for i in order:
-        text, answer, image = questions[i]
-        of_image.setdefault(image, []).append((text, answer))
+    """Two to four questions about an image; an image is used again until all its questions are."""
+    of_image: dict[Path, list[tuple[str, str]]] = {}
+    for example in easy_vqa_examples(rng, split):
+        of_image.setdefault(example.image, []).extend(example.turns)
     while of_image:
-        for image in list(of_image):
+        for path in list(of_image):
             count = int(rng.integers(2, 5))
-            turns, of_image[image] = of_image[image][:count], of_image[image][count:]
+            turns, of_image[path] = of_image[path][:count], of_image[path][count:]
             if turns:
-                yield Example(Path(paths[image]), turns)
+                yield Example(path, turns)
             else:
-                del of_image[image]
+                del of_image[path]
 
 
 def _questions_about(
@@ -121,7 +119,7 @@ def _questions_about(
         ask: function of (random generator, facts) that returns a question.
         turns: least and most number of questions about an image.
         wrong: share of the answers in the split train that are wrong.
-        copies: how often an image returns, each time with the same questions in other words.
+        copies: number of samples with the same image, each with questions of its own.
     """
 
     def examples(rng, split):
@@ -153,14 +151,6 @@ def _example(rng, split, image, questions, wrong=0.0, facts=()):
     return Example(image, turns, list(facts))
 
 
-def _draw_digits(size, least, most):
-    return lambda rng, split: draw_digits(rng, split, int(rng.integers(least, most + 1)), size)
-
-
-def _draw_scene(least, most, cells):
-    return lambda rng, split: draw_scene(rng, int(rng.integers(least, most + 1)), cells=cells)
-
-
 def _draw_word(rng, split):
     return draw_word(rng)
 
@@ -169,9 +159,9 @@ def _draw_chart(rng, split):
     return draw_bar_chart(rng)
 
 
-_DRAW_PAIR = _draw_digits(TWO_DIGITS, 2, 2)
-_DRAW_CROWD = _draw_scene(1, 6, 4)
-_DRAW_TWO_SHAPES = _draw_scene(2, 2, 2)
+_DRAW_PAIR = digit_drawer(TWO_DIGITS, 2, 2)
+_DRAW_CROWD = scene_drawer(1, 6, 4)
+_DRAW_TWO_SHAPES = scene_drawer(2, 2, 2)
 
 
 def _caption(rng, split):
@@ -217,10 +207,10 @@ SOURCES = {
     "digits_add": Source(_questions_about(_DRAW_PAIR, ask_to_reason), 77),  # LLaVA's complex reasoning
     "spatial": Source(_questions_about(_DRAW_TWO_SHAPES, ask_about_relation, turns=(2, 4)), 72),  # GQA
     "digits_count": Source(  # A-OKVQA
-        _questions_about(_draw_digits(DIGIT_GRID, 1, DIGIT_GRID_MAXIMUM), ask_how_many_digits, copies=4), 66
+        _questions_about(digit_drawer(DIGIT_GRID, 1, DIGIT_GRID_MAXIMUM), ask_how_many_digits, copies=4), 66
     ),
     "conversation": Source(_conversation, 58),  # LLaVA's conversations
-    "digits_read": Source(_questions_about(_draw_digits(ONE_DIGIT, 1, 1), ask_which_digit), 48),  # RefCOCO
+    "digits_read": Source(_questions_about(digit_drawer(ONE_DIGIT, 1, 1), ask_which_digit), 48),  # RefCOCO
     "text_only": Source(_text_only, 41),  # ShareGPT
     "caption": Source(_caption, 23),  # LLaVA's detailed descriptions
     "bar_chart": Source(_questions_about(_draw_chart, ask_about_chart, turns=(1, 3)), 22),  # TextCaps

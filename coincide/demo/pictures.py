@@ -5,6 +5,7 @@ Of the images of packages, only those of the split `pretrain` are used: the mix 
 
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,12 +26,16 @@ from coincide.demo.drawings import (
     Shape,
     Word,
     corner,
+    count_kinds,
+    digit_drawer,
     draw_bar_chart,
-    draw_digits,
-    draw_scene,
     draw_word,
+    relations,
+    scene_drawer,
+    shortest,
+    tallest,
 )
-from coincide.demo.mini_mix import PRETRAIN_EVERY
+from coincide.demo.mini_mix import easy_vqa_questions
 from coincide.demo.questions import (
     Question,
     ask_about_chart,
@@ -130,12 +135,16 @@ def _shape_class(shape):
 # --- drawing -----------------------------------------------------------------------------------------
 
 
-def _draw_scanned_digits(size, least, most, distorted):
-    def draw(rng):
-        image, digits = draw_digits(rng, "pretrain", int(rng.integers(least, most + 1)), size)
-        return (_distort(rng, image) if rng.random() < distorted else image), digits
+def _from_pretrain(draw):
+    return lambda rng: draw(rng, "pretrain")
 
-    return draw
+
+def _sometimes_distorted(draw, share):
+    def draw_and_distort(rng):
+        image, facts = draw(rng)
+        return (_distort(rng, image) if rng.random() < share else image), facts
+
+    return draw_and_distort
 
 
 def _draw_lone_shape(rng):
@@ -171,19 +180,15 @@ def _imitate_easy_vqa(rng):
 @cache
 def _easy_vqa_facts():
     """Path and facts of the images in the split pretrain."""
-    import easy_vqa
-
-    paths = easy_vqa.get_train_image_paths()
-    answers: dict[int, set[str]] = {}
-    for _, answer, image in zip(*easy_vqa.get_train_questions()):
-        if image % PRETRAIN_EVERY == 0:
-            answers.setdefault(image, set()).add(answer)
-    found = []
-    for image, words in sorted(answers.items()):
+    answers: dict[Path, set[str]] = {}
+    for _, answer, path in easy_vqa_questions("pretrain"):
+        answers.setdefault(path, set()).add(answer)
+    facts = []
+    for path, words in answers.items():
         colours, kinds = words & set(LONE_COLOURS), words & set(LONE_SHAPES)
         if colours and kinds:
-            found.append((paths[image], LoneShape(colours.pop(), kinds.pop())))
-    return found
+            facts.append((path, LoneShape(colours.pop(), kinds.pop())))
+    return facts
 
 
 def _distort(rng, image):
@@ -207,7 +212,7 @@ def _scene_classes(shapes):
 
 
 def _crowd_classes(shapes):
-    return {"shapes": len(shapes), **{kind: sum(shape.kind == kind for shape in shapes) for kind in SHAPES}}
+    return {"shapes": len(shapes), **count_kinds(shapes)}
 
 
 def _word_classes(word: Word) -> dict[str, int]:
@@ -240,20 +245,13 @@ def _scene_statements(rng: np.random.Generator, shapes: list[Shape]) -> list[str
             statements.append(f"{cell}: {in_cell.get((row, column), 'nothing')}")
     if len(shapes) > 1:
         first, second = (shapes[i] for i in rng.permutation(len(shapes))[:2])
-        relations = []
-        if first.column != second.column:
-            relations.append("left of" if first.column < second.column else "right of")
-        if first.row != second.row:
-            relations.append("above" if first.row < second.row else "below")
-        relation = choose(rng, relations)
-        statements.append(
-            f"the {first.colour} {first.kind} lies {relation} the {second.colour} {second.kind}",
-        )
+        relation = choose(rng, relations(first, second))
+        statements.append(f"the {first.colour} {first.kind} lies {relation} the {second.colour} {second.kind}")
     return statements
 
 
 def _crowd_statements(rng, shapes):
-    counts = [f"number of {kind}s: {sum(shape.kind == kind for shape in shapes)}" for kind in SHAPES]
+    counts = [f"number of {kind}s: {count}" for kind, count in count_kinds(shapes).items()]
     return [f"{len(shapes)} shapes in all", *counts]
 
 
@@ -264,8 +262,8 @@ def _word_statements(rng, word):
 def _chart_statements(rng, bars):
     return [
         "bars: " + ", ".join(f"{bar.colour} {bar.value}" for bar in bars),
-        f"tallest: {max(bars, key=lambda bar: bar.value).colour}",
-        f"shortest: {min(bars, key=lambda bar: bar.value).colour}",
+        f"tallest: {tallest(bars).colour}",
+        f"shortest: {shortest(bars).colour}",
     ]
 
 
@@ -297,7 +295,7 @@ def _scene_notes(shapes: list[Shape]) -> dict[str, str]:
 
 
 def _crowd_notes(shapes: list[Shape]) -> dict[str, str]:
-    counts = {f"{kind}s": str(sum(shape.kind == kind for shape in shapes)) for kind in SHAPES}
+    counts = {f"{kind}s": str(count) for kind, count in count_kinds(shapes).items()}
     return {"all shapes": str(len(shapes)), **counts}
 
 
@@ -306,9 +304,8 @@ def _word_notes(word: Word) -> dict[str, str]:
 
 
 def _chart_notes(bars: list[Bar]) -> dict[str, str]:
-    extremes = {"tallest": max(bars, key=lambda bar: bar.value), "shortest": min(bars, key=lambda bar: bar.value)}
     values = {f"{bar.colour} bar": str(bar.value) for bar in bars}
-    return {**values, **{name: bar.colour for name, bar in extremes.items()}}
+    return {**values, "tallest": tallest(bars).colour, "shortest": shortest(bars).colour}
 
 
 def _digit_notes(digits: list[int]) -> dict[str, str]:
@@ -366,15 +363,11 @@ def _ask_about_lone_shape(rng, shape):
     return Question(phrasing.format("not " if is_denied else "", asked), "yes" if is_there != is_denied else "no")
 
 
-def _draw_shapes(least, most, cells):
-    return lambda rng: draw_scene(rng, int(rng.integers(least, most + 1)), cells=cells)
-
-
 KINDS = {
     "scene": Kind(
         0.27,
         "large shapes",
-        _draw_shapes(1, 4, 2),
+        _from_pretrain(scene_drawer(1, 4, 2)),
         _scene_classes,
         _scene_statements,
         _scene_notes,
@@ -383,7 +376,7 @@ KINDS = {
     "crowd": Kind(
         0.13,
         "small shapes",
-        _draw_shapes(1, 6, PATCHES),
+        _from_pretrain(scene_drawer(1, 6, PATCHES)),
         _crowd_classes,
         _crowd_statements,
         _crowd_notes,
@@ -394,7 +387,7 @@ KINDS = {
     "digit": Kind(
         0.07,
         "a digit",
-        _draw_scanned_digits(ONE_DIGIT, 1, 1, DISTORTED),
+        _sometimes_distorted(_from_pretrain(digit_drawer(ONE_DIGIT, 1, 1)), DISTORTED),
         _digit_classes,
         _digit_statements,
         _digit_notes,
@@ -403,7 +396,7 @@ KINDS = {
     "pair": Kind(
         0.12,
         "two digits",
-        _draw_scanned_digits(TWO_DIGITS, 2, 2, DISTORTED),
+        _sometimes_distorted(_from_pretrain(digit_drawer(TWO_DIGITS, 2, 2)), DISTORTED),
         _digit_classes,
         _pair_statements,
         _pair_notes,
@@ -412,7 +405,7 @@ KINDS = {
     "grid": Kind(
         0.08,
         "several digits",
-        _draw_scanned_digits(DIGIT_GRID, 1, DIGIT_GRID_MAXIMUM, 0.0),
+        _sometimes_distorted(_from_pretrain(digit_drawer(DIGIT_GRID, 1, DIGIT_GRID_MAXIMUM)), 0.0),
         _grid_classes,
         _grid_statements,
         _grid_notes,

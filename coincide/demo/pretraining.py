@@ -1,18 +1,17 @@
 """Make the pretrained models of the demo, which are part of the package (`coincide/demo/weights`).
 
-    python -m coincide.demo.pretraining [--output FOLDER]
+    .venv/bin/python -m coincide.demo.pretraining [--output FOLDER]
 
 As for a real model, there are three stages:
 
 1. A vision tower learns to see: linear classifiers on its outputs tell the facts of pictures
    (`coincide.demo.pictures`). CLIP's tower learns the same from captions.
 2. A decoder learns to describe what the tower sees, and to answer questions about written descriptions, as a language
-   model answers questions about a text. It is never asked about an image here: that is what finetuning teaches.
+   model answers questions about a text. No question is about an image: that is left to finetuning.
 3. Only the reference model is then finetuned on instructions: on the mix's split `pretrain`, as the published reference
    model was finetuned on another mix before it is used to select.
 
-The target model and the reference model share the tower and differ in the width of the decoder and in the seed. An hour
-on two cores.
+The target model and the reference model share the tower and differ in the width of the decoder and in the seed.
 """
 
 import argparse
@@ -24,7 +23,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import CLIPVisionConfig, CLIPVisionModel, LlavaForConditionalGeneration, PreTrainedTokenizerFast
+from transformers import CLIPVisionModel, LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from coincide.base.progress import Progress
 from coincide.base.sections import Shape, Training
@@ -34,7 +33,13 @@ from coincide.demo import PRETRAINED
 from coincide.demo.mini_mix import write_mini_mix
 from coincide.demo.pictures import CELL_CLASSES, FACTS, KINDS, Picture, cell_classes, draw_picture, fact_classes
 from coincide.demo.questions import Question, ask_without_image, choose
-from coincide.demo.tiny_models import TEMPLATE_WITHOUT_SYSTEM, make_model, make_processor, train_tokenizer
+from coincide.demo.tiny_models import (
+    TEMPLATE_WITHOUT_SYSTEM,
+    make_model,
+    make_processor,
+    train_tokenizer,
+    vision_config,
+)
 from coincide.training.finetune import finetune
 
 log = logging.getLogger(__name__)
@@ -92,7 +97,7 @@ def train_tower(pictures: list[Picture], steps: int, *, seed: int) -> CLIPVision
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     shape = SHAPES["target"]
-    tower = CLIPVisionModel(_tower_config(shape))
+    tower = CLIPVisionModel(vision_config(shape))
     width = shape.vision_hidden
     for name, weight in tower.named_parameters():
         if weight.ndim == 2 and "embedding" not in name:
@@ -118,18 +123,6 @@ def train_tower(pictures: list[Picture], steps: int, *, seed: int) -> CLIPVision
     progress.close()
     log.info("vision tower: final loss %.3f", loss.item() / TOWER_BATCH)
     return tower.eval()
-
-
-def _tower_config(shape):
-    return CLIPVisionConfig(
-        hidden_size=shape.vision_hidden,
-        intermediate_size=4 * shape.vision_hidden,
-        num_hidden_layers=shape.vision_layers,
-        num_attention_heads=shape.heads,
-        projection_dim=shape.vision_hidden,
-        image_size=shape.image_size,
-        patch_size=shape.patch_size,
-    )
 
 
 def _pixels(images):

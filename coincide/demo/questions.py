@@ -9,7 +9,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from coincide.demo.drawings import COLOURS, SHAPES, WORDS, Bar, Shape, Word, corner
+from coincide.demo.drawings import (
+    COLOURS,
+    SHAPES,
+    WORDS,
+    Bar,
+    Shape,
+    Word,
+    corner,
+    count_kinds,
+    relations,
+    shortest,
+    tallest,
+)
 
 OPPOSITES = [("hot", "cold"), ("up", "down"), ("left", "right"), ("big", "small"), ("open", "shut"), ("new", "old")]
 TENS = "zero ten twenty thirty forty fifty sixty seventy eighty ninety".split()
@@ -118,14 +130,14 @@ def ask_about_word(rng: np.random.Generator, word: Word) -> Question:
 
 def ask_about_chart(rng: np.random.Generator, bars: list[Bar]) -> Question:
     """The highest bar, the lowest bar, or (half of the questions) a value; its composition is colour and value."""
-    tallest = ["which bar is the tallest?", "what colour is the highest bar?", "which colour has the largest value?"]
-    shortest = ["which bar is the shortest?", "what colour is the lowest bar?"]
+    highest = ["which bar is the tallest?", "what colour is the highest bar?", "which colour has the largest value?"]
+    lowest = ["which bar is the shortest?", "what colour is the lowest bar?"]
     value = ["what is the value of the {} bar?", "how high is the {} bar?", "read the {} bar."]
     kind = rng.integers(4)
     if kind == 0:
-        return Question(choose(rng, tallest), max(bars, key=lambda bar: bar.value).colour)
+        return Question(choose(rng, highest), tallest(bars).colour)
     if kind == 1:
-        return Question(choose(rng, shortest), min(bars, key=lambda bar: bar.value).colour)
+        return Question(choose(rng, lowest), shortest(bars).colour)
     bar = choose(rng, bars)
     return Question(choose(rng, value).format(bar.colour), str(bar.value), ("bar", bar.colour, bar.value))
 
@@ -137,7 +149,7 @@ def ask_for_count(rng: np.random.Generator, shapes: list[Shape]) -> Question:
     if rng.random() < 0.4:
         return Question(choose(rng, count_all), str(len(shapes)))
     kind = choose(rng, SHAPES)
-    count = sum(shape.kind == kind for shape in shapes)
+    count = count_kinds(shapes)[kind]
     return Question(choose(rng, count_kind).format(kind), str(count), ("count", kind, count))
 
 
@@ -150,12 +162,7 @@ def ask_about_relation(rng: np.random.Generator, shapes: list[Shape]) -> Questio
     # a diagonal pair can be compared in either direction
     is_horizontal = first.column != second.column and (first.row == second.row or rng.random() < 0.5)
     relation = choose(rng, ["left of", "right of"] if is_horizontal else ["above", "below"])
-    is_true = {
-        "left of": first.column < second.column,
-        "right of": first.column > second.column,
-        "above": first.row < second.row,
-        "below": first.row > second.row,
-    }[relation]
+    is_true = relation in relations(first, second)
     if rng.random() < 0.5:
         text = choose(rng, ["is the {} {} {} the {} {}?", "do you see the {} {} {} the {} {}?"])
         text = text.format(first.colour, first.kind, relation, second.colour, second.kind)

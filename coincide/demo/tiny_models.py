@@ -152,15 +152,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast, shape: Shape) -> LlavaForCond
 def _llava_config(tokenizer, shape):
     class_tokens = 1 if shape.vision_features == "full" else 0
     return LlavaConfig(
-        vision_config=CLIPVisionConfig(
-            hidden_size=shape.vision_hidden,
-            intermediate_size=4 * shape.vision_hidden,
-            num_hidden_layers=shape.vision_layers,
-            num_attention_heads=shape.heads,
-            projection_dim=shape.vision_hidden,
-            image_size=shape.image_size,
-            patch_size=shape.patch_size,
-        ),
+        vision_config=vision_config(shape),
         text_config=LlamaConfig(
             vocab_size=len(tokenizer),
             hidden_size=shape.hidden,
@@ -182,6 +174,19 @@ def _llava_config(tokenizer, shape):
         vision_feature_select_strategy=shape.vision_features,
         tie_word_embeddings=True,
         image_seq_length=(shape.image_size // shape.patch_size) ** 2 + class_tokens,
+    )
+
+
+def vision_config(shape: Shape) -> CLIPVisionConfig:
+    """The vision tower of a LLaVA or CLIP."""
+    return CLIPVisionConfig(
+        hidden_size=shape.vision_hidden,
+        intermediate_size=4 * shape.vision_hidden,
+        num_hidden_layers=shape.vision_layers,
+        num_attention_heads=shape.heads,
+        projection_dim=shape.vision_hidden,
+        image_size=shape.image_size,
+        patch_size=shape.patch_size,
     )
 
 
@@ -301,14 +306,6 @@ def _clip_config(tokenizer, shape):
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    vision_config = CLIPVisionConfig(
-        hidden_size=shape.vision_hidden,
-        intermediate_size=4 * shape.vision_hidden,
-        num_hidden_layers=shape.vision_layers,
-        num_attention_heads=shape.heads,
-        image_size=shape.image_size,
-        patch_size=shape.patch_size,
-    )
     return CLIPConfig(
-        text_config=text_config.to_dict(), vision_config=vision_config.to_dict(), projection_dim=shape.hidden
+        text_config=text_config.to_dict(), vision_config=vision_config(shape).to_dict(), projection_dim=shape.hidden
     )

@@ -38,6 +38,7 @@ def test_sizes_and_sources(mix):
     assert len(records(mix, "pretrain")) == 500
     counts = Counter(r["source"] for r in train)
     assert set(counts) == TRAINED == set(SOURCES) - {COMPOSITIONS}
+    assert len(counts) >= 8
     assert counts.most_common()[0][1] >= 10 * counts.most_common()[-1][1]
     assert {r["source"] for r in train if "image" not in r} == {"text_only"}
     assert any(len(r["conversations"]) > 4 for r in train)
@@ -109,8 +110,8 @@ def test_evaluation_asks_compositions_that_no_sample_asks(monkeypatch, tmp_path)
         assert not any(is_held_out(question) for question in asked[split])
     for folder in ("evaluation", "validation"):
         table = pd.read_parquet(tmp_path / "mix" / folder / f"{COMPOSITIONS}.parquet")
-        held_out = {(question.text, question.answer) for questions in asked.values() for question in questions
-                    if is_held_out(question)}  # fmt: skip
+        questions = [question for split in asked.values() for question in split]
+        held_out = {(question.text, question.answer) for question in questions if is_held_out(question)}
         assert set(zip(table["question"], table["answer"])) <= held_out
         assert {question.split()[0] for question in table["question"]} >= {"what", "how"}
 

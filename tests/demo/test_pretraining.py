@@ -6,12 +6,16 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
+from coincide.base.sections import TinyModel
 from coincide.demo import PRETRAINED, pretraining
 from coincide.demo.drawings import Bar, Shape, Word
 from coincide.demo.pictures import FACTS, KINDS, LoneShape, Picture, cell_classes, draw_picture, fact_classes
 from coincide.demo.questions import Question
+from coincide.demo.tiny_models import build_tiny_model
+from coincide.training.collator import Collator
 
 SCENE = [Shape("red", "circle", 0, 0), Shape("blue", "square", 1, 1)]
 BARS = [Bar("red", 2), Bar("blue", 5), Bar("black", 1)]
@@ -87,6 +91,30 @@ def test_every_kind_of_picture(kind):
         assert (classes < list(FACTS.values())).all()
         assert (classes >= -1).all()
         assert isinstance(KINDS[kind].ask(rng, picture.facts), Question)
+
+
+def test_the_encoder_writes_what_the_chat_template_writes(shipped, tmp_path):
+    _, _, processor = shipped
+    encode = pretraining.Encoder(processor.tokenizer, image_tokens=17)
+    turns = [("which digit is this?", "7"), ("note: digit", "7")]
+    messages = [
+        {"from": speaker, "value": text} for turn in turns for speaker, text in zip(("human", "gpt"), turn, strict=True)
+    ]
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    for with_image in (True, False):
+        first = {**messages[0], "value": f"<image>\n{messages[0]['value']}"} if with_image else messages[0]
+        record = {"id": "a", "conversations": [first, *messages[1:]], **({"image": "a.png"} if with_image else {})}
+        inputs = Collator(processor, [record], tmp_path)([{"row": 0}])
+        token_ids, labels = encode(turns, with_image)
+        assert token_ids == inputs["input_ids"][0].tolist()
+        assert labels == inputs["labels"][0].tolist()
+
+
+def test_a_model_of_the_package_is_copied(tmp_path):
+    section = TinyModel(pretrained="target")
+    build_tiny_model("target", [], tmp_path, section, output=tmp_path / "model", checkpoints=tmp_path / "steps")
+    for path in (PRETRAINED / "target").iterdir():
+        assert (tmp_path / "model" / path.name).read_bytes() == path.read_bytes()
 
 
 def test_questions_about_images_are_left_to_finetuning():
