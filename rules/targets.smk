@@ -76,6 +76,7 @@ rule estimate_cost:
     input:
         preflight=checked,
         manifest=stage_output("manifest", "samples/manifest.parquet"),
+        extends=earlier_run("manifest.parquet"),
         annotations=annotation_files,
         images=image_folders,
         model=model_files("reference_model"),

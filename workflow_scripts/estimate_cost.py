@@ -1,7 +1,7 @@
 """Estimate device-hours and disk space of extraction, finetuning and evaluation.
 
-Reads the manifest, the dataset, the reference model (to measure its speed on a small sample), the config of the target
-model and the evaluation questions. Writes estimate.md.
+Reads the manifest, that of the run that the dataset extends, the dataset, the reference model (to measure its speed on
+a small sample), the config of the target model and the evaluation questions. Writes estimate.md.
 """
 
 from coincide.workflow.job import start

@@ -32,6 +32,15 @@ def check_earlier_run(folder: str | Path, *, sample_metrics: bool) -> None:
             )
 
 
+def earlier_ids(folder: str | None) -> list[str]:
+    """Ids of the samples of a run that another run extends; none if it extends none."""
+    if folder is None:
+        return []
+    import pandas as pd  # the workflow imports this module before the first job, and has no use for pandas
+
+    return pd.read_parquet(Path(folder) / "manifest.parquet", columns=["sample_id"])["sample_id"].to_list()
+
+
 def same_records(shard: str | Path, earlier: Collection[Path]) -> set[str]:
     """Ids of the samples of a shard whose record an earlier shard has, too."""
     records = dict(_records(shard))

@@ -14,7 +14,7 @@ from coincide.base.sections import Dataset
 from coincide.dataset.dataset_format import DatasetError
 from coincide.dataset.images import ImageError, ImageFolders, check_image_header, open_image
 from coincide.dataset.record_checks import Rejection, check_record
-from coincide.dataset.samples import DROPPED, Reason, RejectedSample, rejected_table
+from coincide.dataset.samples import DROPPED, REJECTED_COLUMNS, Reason, RejectedSample, rejected_table
 from coincide.dataset.shard_assignment import assign_shards
 from coincide.dataset.subsample import subsample
 
@@ -72,9 +72,8 @@ def build_manifest(
     faults = _find_faulty_images(_image_uses(samples).unique(), folders, dataset, threads)
     samples, with_faulty_images = _reject_faulty_images(samples, faults)
     manifest = assign_shards(samples, dataset.shards)[list(MANIFEST_COLUMNS)].astype(MANIFEST_COLUMNS)
-    rejected = [*malformed, *duplicates, *not_sampled, *with_faulty_images]
-    rejected.sort(key=lambda sample: sample.dataset_row)
-    return manifest, rejected_table(rejected)
+    rejected = pd.concat([rejected_table([*malformed, *duplicates, *with_faulty_images]), not_sampled])
+    return manifest, rejected.sort_values("position", kind="stable", ignore_index=True)
 
 
 def check_manifest(
@@ -204,16 +203,13 @@ def _assign_ids(samples, duplicate_ids):
 
 
 def _draw(samples, size):
-    """(table of the samples that are drawn, list of the others as rejected samples)."""
+    """(table of the samples that are drawn, table of the others with the columns of REJECTED_COLUMNS)."""
     if size is None:
-        return samples, []
+        return samples, rejected_table([])
     is_drawn = subsample(samples, size)
-    others = samples[~is_drawn]
-    rejected = [
-        RejectedSample(sample_id, int(position), Reason.NOT_SAMPLED, f"dataset.sample is {size}")
-        for sample_id, position in zip(others["sample_id"], others["position"])
-    ]
-    return samples[is_drawn].reset_index(drop=True), rejected
+    others = samples.loc[~is_drawn, ["sample_id", "position"]]  # a table, since nearly all rows may be among them
+    rejected = others.assign(reason=str(Reason.NOT_SAMPLED), detail=f"dataset.sample is {size}")
+    return samples[is_drawn].reset_index(drop=True), rejected.astype(REJECTED_COLUMNS)
 
 
 def _duplicates(samples, is_duplicate):

@@ -15,6 +15,7 @@ from coincide import methods
 from coincide.base.files import in_workflow_folder
 from coincide.base.markdown import markdown_table
 from coincide.base.sections import HOLDOUT, Checkpoint, Config, Training
+from coincide.dataset.earlier import earlier_ids
 from coincide.dataset.formats import Annotations, open_dataset, to_llava
 from coincide.dataset.images import ImageFolders
 from coincide.dataset.samples import Sample
@@ -129,6 +130,8 @@ def estimate_run(
 ) -> str:
     """The estimated cost of a run as text, after reading a sample of its dataset with its reference model.
 
+    Samples with the id of a sample of the run that this one extends are counted as reused.
+
     Args:
         manifest: manifest.parquet of the run.
         annotations, images: paths of the dataset.
@@ -137,6 +140,7 @@ def estimate_run(
         selections: (method, fraction) of every coreset.
         tasks: lmms-eval tasks.
     """
+    is_reused = manifest["sample_id"].isin(earlier_ids(config.dataset.extends)).to_numpy()
     rows = sample_rows(manifest, samples)
     positions = np.sort(manifest["position"].to_numpy()[rows])
     records = dict(zip(positions, map(to_llava, open_dataset(annotations).pick(positions))))
@@ -156,8 +160,9 @@ def estimate_run(
         target_parameters=count_parameters(config.target_model.checkpoint),
         questions=_count_all_questions(tasks, config, len(manifest)),
         difficulty=any("difficulty" in methods.needs(method) for method, _ in selections),
+        is_reused=is_reused,
     )
-    return as_text(stages, measured, device, len(manifest))
+    return as_text(stages, measured, device, len(manifest), reused=int(is_reused.sum()))
 
 
 def estimate(
@@ -173,11 +178,12 @@ def estimate(
     target_parameters: float,
     questions: float,
     difficulty: bool = False,
+    is_reused: NDArray[np.bool_] | None = None,
 ) -> list[StageCost]:
     """Device-hours and disk space of the stages of a run.
 
-    Extraction scales with the tokens of the dataset. Finetuning and evaluation are assumed to run at the measured
-    number of floating-point operations per second.
+    Extraction scales with the tokens of the samples that are read. Finetuning and evaluation are assumed to run at the
+    measured number of floating-point operations per second.
 
     Args:
         manifest: manifest.parquet of the run.
@@ -191,9 +197,12 @@ def estimate(
         target_parameters: number of parameters of the target model; NaN if unknown.
         questions: number of questions of all evaluation tasks; NaN if unknown.
         difficulty: whether a method trains the target model on the full dataset (self_filter).
+        is_reused: (N,) which samples of the manifest are not read, because an earlier run has their activations; None:
+            none of them.
     """
     tokens = estimated_tokens(manifest)
-    extraction_seconds = measured["seconds"] * tokens.sum() / tokens[rows].sum()
+    tokens_read = tokens.sum() if is_reused is None else tokens[~is_reused].sum()
+    extraction_seconds = measured["seconds"] * tokens_read / tokens[rows].sum()
     # a forward pass takes 2 operations per parameter and token
     operations_per_second = 2 * measured["parameters"] * measured["tokens_computed"] / measured["seconds"]
     sample_tokens = measured["tokens"] / measured["samples"]
@@ -223,7 +232,7 @@ def _cost(stage, jobs, seconds, size=0.0):
     return {"stage": stage, "jobs": jobs, "device_hours": seconds / 3600, "gigabytes": size / 1e9}
 
 
-def as_text(stages: Sequence[StageCost], measured: Measurement, device: Any, samples: int) -> str:
+def as_text(stages: Sequence[StageCost], measured: Measurement, device: Any, samples: int, *, reused: int = 0) -> str:
     """The estimate as a Markdown table, and what it is based on.
 
     Args:
@@ -231,6 +240,7 @@ def as_text(stages: Sequence[StageCost], measured: Measurement, device: Any, sam
         measured: result of `measure`.
         device: that the measurement ran on.
         samples: number of samples in the manifest.
+        reused: number of them that are not read.
     """
     rows = []
     for stage in stages:
@@ -250,6 +260,11 @@ def as_text(stages: Sequence[StageCost], measured: Measurement, device: Any, sam
         f"({rate:,.1f} samples/s). Extraction is measured. Finetuning and evaluation are rough estimates: their "
         "number of operations at the measured speed. Time to load models is not included."
     )
+    if reused:
+        basis += (
+            f" {reused:,} samples have the id of a sample of the earlier run (dataset.extends) and are counted as "
+            "reused; those whose record has changed are read again."
+        )
     return f"{markdown_table(pd.DataFrame(rows))}\n\n{basis}\n"
 
 

@@ -49,6 +49,15 @@ def test_costs_equal_those_worked_out_by_hand():
     assert costs(800)["extraction"]["device_hours"] == pytest.approx(100 * stages["extraction"]["device_hours"])
 
 
+def test_samples_that_an_earlier_run_has_read_cost_nothing():
+    """Of 8 samples, 2 and 3 share an image: they have a quarter of the tokens."""
+    is_reused = np.isin(range(8), (2, 3))
+    stages = costs(8, is_reused=is_reused)
+    assert stages["extraction"]["device_hours"] * 3600 == pytest.approx(3)
+    assert stages["extraction"]["gigabytes"] == costs(8)["extraction"]["gigabytes"]
+    assert "2 samples have the id" in as_text(list(stages.values()), MEASURED, "cpu", 8, reused=2)
+
+
 def test_difficulty_costs_one_training_on_all_samples():
     seconds = costs(8, difficulty=True)["difficulty"]["device_hours"] * 3600
     assert seconds == pytest.approx(6 * 5000 * (2 * 8 * 100) / 300_000)

@@ -106,6 +106,9 @@ def test_a_run_that_extends_another_reads_only_new_samples(finished, tmp_path):
         assert line in text
         assert "132 of them kept of the earlier coreset" in text
     assert '<section id="growth"' in text
+    code, output = workplace.run("estimate", config=tmp_path / "second.yaml")
+    assert code == 0, output
+    assert "660 samples have the id of a sample of the earlier run" in (second / "estimate.md").read_text()
 
 
 def ids_of(path):
