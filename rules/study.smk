@@ -61,7 +61,7 @@ rule pilot:
         models=lambda wildcards: [
             (method, replicate) for method, replicate, _ in pilot_models()
         ],
-        model=ANY_RUN.reference_model.name,
+        model=lambda wildcards: runs.setting(list(runs.pilot)[0], "target_model.name"),
         variants={
             run: (
                 runs.setting(run, "variant").removeprefix(f"{PILOT}-"),

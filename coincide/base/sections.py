@@ -252,6 +252,9 @@ class MiniMix(Section):
     test_samples: Count = setting(100, "questions per evaluation task")
     validation_samples: Count = setting(100, "questions per validation task, on which settings may be tuned")
     seed: Size = setting(0, "seed of the generated samples")
+    weights: dict[StrictStr, Count] = setting(
+        {}, "sizes of sources, relative to the others and in place of those in docs/demo.md, such as {counting: 860}"
+    )
 
 
 class EvenMix(Section):
@@ -863,10 +866,16 @@ class Pilot(Section):
         operational=True,
     )
     k: Count | None = setting(None, "number of clusters; null: one per 66 samples", operational=True)
+    model: Literal["reference", "target"] = setting(
+        "reference",
+        "the model that is finetuned on each coreset; target: more expensive, but right where the reference model has "
+        "already learned from such data",
+        operational=True,
+    )
     epochs: Positive = setting(1.0, "passes over a coreset", operational=True)
     batch_size: Count = setting(16, "samples per step", operational=True)
     learning_rate: Positive | None = setting(
-        None, "peak learning rate of the reference model; null: that of the target model", operational=True
+        None, "peak learning rate; null: that of target_model.training", operational=True
     )
 
 

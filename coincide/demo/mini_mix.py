@@ -16,7 +16,8 @@ evaluation tasks, `validation` to tune settings on. Evaluation asks the same num
 many about compositions of concepts that no training sample shows, such as a purple bar of value 5.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +55,14 @@ COMPOSITIONS = "compositions"  # the questions about compositions that training 
 
 
 def write_mini_mix(
-    output: Path, *, samples: int, pretrain_samples: int, test_samples: int, validation_samples: int, seed: int
+    output: Path,
+    *,
+    samples: int,
+    pretrain_samples: int,
+    test_samples: int,
+    validation_samples: int,
+    seed: int,
+    weights: Mapping[str, int] | None = None,
 ) -> None:
     """Write the mix: train.json, pretrain.json, images/, evaluation/<source>.parquet and validation/<source>.parquet.
 
@@ -65,12 +73,14 @@ def write_mini_mix(
         test_samples: number of questions per source for evaluation.
         validation_samples: number of questions per source for tuning.
         seed: the same seed gives the same files.
+        weights: source -> its size relative to the others, where it is not that of SOURCES.
 
     Raises:
         UserError: a source has fewer examples than its share.
     """
+    changed = {name: replace(SOURCES[name], weight=weight) for name, weight in (weights or {}).items()}
     sizes = {"train": samples, "pretrain": pretrain_samples, "test": test_samples, "validation": validation_samples}
-    write_mix(output, SOURCES, sizes, seed=seed)
+    write_mix(output, {**SOURCES, **changed}, sizes, seed=seed)
 
 
 def easy_vqa_questions(split: str) -> list[tuple[str, str, Path]]:

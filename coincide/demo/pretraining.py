@@ -301,8 +301,7 @@ class Encoder:
 
 def finetune_on_instructions(model: Path, samples: int, folder: Path, output: Path) -> None:
     """Finetune a model on samples of the split `pretrain` of the default mix, which is written to `folder`."""
-    sizes = {"samples": 1, "test_samples": 1, "validation_samples": 1}
-    write_mini_mix(folder / "mix", pretrain_samples=samples, **sizes, seed=0)
+    write_mini_mix(folder / "mix", samples=1, pretrain_samples=samples, test_samples=1, validation_samples=1, seed=0)
     records = read_records(folder / "mix/pretrain.json")
     finetune(
         model, records, folder / "mix/images", INSTRUCTION_TRAINING, seed=0, output=output, checkpoints=folder / "steps"

@@ -60,7 +60,7 @@ def check_config(values: dict[str, Any], *, files: bool = True) -> Config:
         raise ConfigError(list(dict.fromkeys(problem_line(e, Config) for e in error.errors()))) from None
     constraints = config.selection.constraints
     problems = [*_method_problems(config), *_extra_metric_problems(config), *_fraction_problems(config)]
-    problems += conflicts_of_settings(constraints)
+    problems += [*conflicts_of_settings(constraints), *_mix_problems(config)]
     if config.selection.takes_over and config.dataset.extends is None:
         key = "keep_earlier" if config.selection.keep_earlier else "fraction_of"
         problems.append(
@@ -119,6 +119,17 @@ def _allowed_keys(model, location):
         alternatives = getattr(annotation, "__args__", (annotation,))
         model = next((a for a in alternatives if isinstance(a, type) and issubclass(a, BaseModel)), model)
     return sorted(model.model_fields)
+
+
+def _mix_problems(config: Config) -> Iterator[str]:
+    if not config.mini_mix.weights:
+        return
+    from coincide.demo.mini_mix import SOURCES  # loads numpy, which most configs do not need here
+
+    available = [name for name, source in SOURCES.items() if source.weight]
+    for name in config.mini_mix.weights:
+        if name not in available:
+            yield f"mini_mix.weights: unknown source {name!r}; available: {', '.join(available)}"
 
 
 def _method_problems(config: Config) -> Iterator[str]:

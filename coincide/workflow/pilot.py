@@ -1,4 +1,5 @@
-"""The runs of the target pilot, derived from the config: its own settings on a subsample, with a small target model.
+"""The runs of the target pilot, derived from the config: its own settings on a subsample, with the reference model
+as target unless `pilot.model` says otherwise.
 
 They are runs like those of a study: the base has random choice and the methods, a variant has one method with other
 settings, and each is repeated per replicate. What they have in common, the activations above all, is computed once.
@@ -152,19 +153,8 @@ def _differs(run, common):
 
 def _common_values(values, config, chosen, of_variants):
     """What the runs of the pilot have in common, unchecked."""
-    pilot, reference = config.pilot, config.reference_model
+    pilot = config.pilot
     needs = {need for name in [*chosen, *of_variants] for need in methods.needs(name)}
-    training = {
-        **values["target_model"]["training"],
-        "epochs": pilot.epochs,
-        "batch_size": pilot.batch_size,
-        "gradient_accumulation": 1,
-        "processes": 1,
-        "nodes": 1,
-        "sharding": "none",
-    }
-    if pilot.learning_rate is not None:
-        training["learning_rate"] = pilot.learning_rate
     extra = [name for name in methods.EXTRA_METRICS if name in needs]
     return {
         **{key: value for key, value in values.items() if key not in ("compare", "variant", "replicate")},
@@ -192,18 +182,29 @@ def _common_values(values, config, chosen, of_variants):
             "keep_earlier": False,
             "cluster_groups": 1,
         },
-        "target_model": {
-            "name": reference.name,
-            "revision": reference.revision,
-            "trust_remote_code": reference.trust_remote_code,
-            "chat_template": reference.chat_template,
-            "label": "reference",
-            "full": False,
-            "training": training,
-        },
+        "target_model": _finetuned_model(values, config),
         "evaluation": {
             **{key: getattr(config.evaluation, key) for key in ("python", "batch_size", "device", "dtype")},
             "holdout": pilot.holdout,
             "groups": [{"name": HOLDOUT, "tasks": [HOLDOUT]}],
         },
+    }
+
+
+def _finetuned_model(values, config):
+    """The section target_model of the pilot."""
+    pilot, reference = config.pilot, config.reference_model
+    training = {**values["target_model"]["training"], "epochs": pilot.epochs, "batch_size": pilot.batch_size}
+    if pilot.learning_rate is not None:
+        training["learning_rate"] = pilot.learning_rate
+    if pilot.model == "target":
+        return {**values["target_model"], "full": False, "training": training}
+    return {
+        "name": reference.name,
+        "revision": reference.revision,
+        "trust_remote_code": reference.trust_remote_code,
+        "chat_template": reference.chat_template,
+        "label": "reference",
+        "full": False,
+        "training": {**training, "gradient_accumulation": 1, "processes": 1, "nodes": 1, "sharding": "none"},
     }

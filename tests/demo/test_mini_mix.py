@@ -44,6 +44,17 @@ def test_sizes_and_sources(mix):
     assert any(len(r["conversations"]) > 4 for r in train)
 
 
+def test_other_weights_change_the_sizes_of_the_sources_only(mix, tmp_path):
+    write_mini_mix(tmp_path / "mix", **SIZE, weights={"counting": 10 * SOURCES["counting"].weight})
+    usual, other = (Counter(r["source"] for r in records(folder, "train")) for folder in (mix, tmp_path / "mix"))
+    assert sum(other.values()) == 1500
+    assert other["counting"] / other["spatial"] == pytest.approx(10 * usual["counting"] / usual["spatial"], rel=0.05)
+    assert other["caption"] / other["text_only"] == pytest.approx(usual["caption"] / usual["text_only"], rel=0.1)
+    for name in ("counting", "spatial"):
+        questions = [(folder / f"evaluation/{name}.parquet").read_bytes() for folder in (mix, tmp_path / "mix")]
+        assert questions[0] == questions[1]
+
+
 def test_every_sample_is_usable(mix):
     manifest, rejected = build_manifest(records(mix, "train"), mix / "images", Dataset(annotations="-", shards=2))
     assert len(rejected) == 0

@@ -54,6 +54,17 @@ def test_the_runs_of_a_pilot():
     assert not base.target_model.full
 
 
+def test_a_pilot_with_the_target_model():
+    training = {"batch_size": 8, "processes": 2}
+    pilot = {**PILOT, "model": "target", "learning_rate": 1e-5}
+    configs = pilot_of({"pilot": pilot, "target_model": {"label": "big", "training": training}})
+    target = configs["demo-pilot-1"].target_model
+    assert (target.name, target.label, target.full) == (DEFAULT["target_model"]["name"], "big", False)
+    assert (target.training.processes, target.training.batch_size, target.training.learning_rate) == (2, 4, 1e-5)
+    assert target.training.freeze == ["vision_tower"]
+    assert target.seeds == [1]
+
+
 def test_runs_of_a_pilot_share_activations_and_nothing_with_the_runs_of_the_config():
     main = check_runs(json.loads(json.dumps(DEFAULT)), files=False)
     runs = Runs(main, pilot_of({"pilot": PILOT}))
