@@ -18,6 +18,7 @@ from coincide.base.files import replacing
 from coincide.reporting.summary import AVERAGE
 
 COLOURS = {"coincide": "#1f5fbf", "random": "#c2571a", "full": "#444444"}
+OTHER_COLOURS = [f"C{i}" for i in range(2, 10)]  # the first two are those of coincide and random
 OTHER_METHOD = "#777777"
 PERCENT = FuncFormatter(lambda value, _: f"{100 * value:.4g}%")
 plt.rcParams.update(
@@ -56,8 +57,8 @@ def draw_curves(intervals: pd.DataFrame, path: str | Path) -> None:
         below = (rows["mean"] - rows["low"].fillna(rows["mean"])).clip(lower=0)
         above = (rows["high"].fillna(rows["mean"]) - rows["mean"]).clip(lower=0)
         axis.errorbar(
-            rows["fraction"] + shift, rows["mean"], yerr=[below, above], marker="o", markersize=4, capsize=2,
-            color=_colour(method, methods), label=method, linewidth=2 if method == "coincide" else 1.2,
+            rows["fraction"] + shift, rows["mean"], yerr=[below, above], markersize=4, capsize=2, label=method,
+            linewidth=2 if method == "coincide" else 1.2, **_style(method, methods),
         )  # fmt: skip
     _finish_methods(figure, axis, "fraction of the data kept", path)
 
@@ -79,6 +80,8 @@ def _draw_single_fraction(average, path):
 def draw_pareto(intervals: pd.DataFrame, costs: pd.DataFrame, path: str | Path) -> None:
     """Relative performance against the total job time as a share of that of finetuning on the full data.
 
+    The size of a point shows the fraction.
+
     Args:
         intervals: table of `coincide.study.comparison.intervals`.
         costs: table of `coincide.reporting.costs.costs`.
@@ -86,15 +89,21 @@ def draw_pareto(intervals: pd.DataFrame, costs: pd.DataFrame, path: str | Path) 
     table = intervals[intervals["task"] == AVERAGE].merge(costs, on=["method", "fraction"])
     figure, axis = plt.subplots(figsize=(8, 4.5))
     methods = _sort_methods(table["method"])
+    fractions = sorted(set(table["fraction"]) - {1})
+    fractions.append(1)  # the full data
     for method in methods:
         rows = table[table["method"] == method].sort_values("of_full")
-        axis.plot(rows["of_full"], rows["mean"], marker="o", color=_colour(method, methods), label=method)
-        for row in rows.itertuples():
-            axis.annotate(f"{row.fraction:.0%}", (row.of_full, row.mean), xytext=(4, 4), textcoords="offset points",
-                          fontsize=7, color="#666666")  # fmt: skip
+        style = _style(method, methods)
+        axis.plot(rows["of_full"], rows["mean"], markersize=4, label=method, **style)
+        sizes = [20 + 25 * fractions.index(fraction) for fraction in rows["fraction"]]
+        axis.scatter(rows["of_full"], rows["mean"], s=sizes, marker=style["marker"], color=style["color"])
     axis.axvline(1, color=COLOURS["full"], linestyle="--", linewidth=1)
     axis.set_xlim(0, None)
-    _finish_methods(figure, axis, "time of scoring, selection and finetuning ÷ time of full finetuning", path)
+    shares = ", ".join(f"{fraction:.3g}" for fraction in fractions[:-1])
+    label = (
+        f"time of scoring, selection and finetuning ÷ time of full finetuning\n(points by size: {shares} of the data)"
+    )
+    _finish_methods(figure, axis, label, path)
 
 
 def draw_tasks(table: pd.DataFrame, path: str | Path) -> None:
@@ -153,9 +162,13 @@ def _sort_methods(methods):
     return sorted(methods.unique(), key=lambda name: (name not in COLOURS, name))
 
 
-def _colour(method, methods):
+def _style(method, methods):
+    """Colour of a method, and its marker and line, which tell methods apart when there are more than colours."""
+    if method in COLOURS:
+        return {"color": COLOURS[method], "marker": "o", "linestyle": "-"}
     others = [name for name in methods if name not in COLOURS]
-    return COLOURS.get(method) or plt.get_cmap("tab10").colors[(2 + others.index(method)) % 10]
+    turn, i = divmod(others.index(method), len(OTHER_COLOURS))
+    return {"color": OTHER_COLOURS[i], "marker": "os^"[turn % 3], "linestyle": ("-", "--", ":")[turn % 3]}
 
 
 def _save(figure, path):

@@ -20,8 +20,8 @@ This folder contains configs to use with `--configfile`, and the tasks of the de
 
 - `llava665k.yaml`, `vision_flan.yaml`: the paper's two settings; only your paths are missing
 - `qwen2_5_vl.yaml`: a current pair, Qwen2.5-VL-3B and 7B
-- `study.yaml`, `study-small.yaml`, `study-even.yaml`, `study-oversized.yaml`, `ablations.yaml`: the configs of
-  [docs/study.md](../docs/study.md)
+- `study.yaml`, `study-small.yaml`, `study-even.yaml`, `study-oversized.yaml`, `study-premise.yaml`, `ablations.yaml`:
+  those of [docs/study.md](../docs/study.md)
 - `constraints.yaml`: the default run next to one with a floor for a source
 - `tasks/`: lmms-eval tasks for the generated datasets
 
