@@ -32,13 +32,12 @@ def check_earlier_run(folder: str | Path, *, sample_metrics: bool) -> None:
             )
 
 
-def earlier_ids(folder: str | None) -> list[str]:
-    """Ids of the samples of a run that another run extends; none if it extends none."""
-    if folder is None:
-        return []
-    import pandas as pd  # the workflow imports this module before the first job, and has no use for pandas
+def read_sample_ids(path: str | Path) -> frozenset[str]:
+    """The ids of a manifest.parquet or coreset.parquet."""
+    import pyarrow as pa  # the workflow imports this module before the first job, and has no use for tables
+    import pyarrow.parquet as pq
 
-    return pd.read_parquet(Path(folder) / "manifest.parquet", columns=["sample_id"])["sample_id"].to_list()
+    return frozenset(pq.read_table(path, columns=["sample_id"])["sample_id"].cast(pa.string()).to_pylist())
 
 
 def same_records(shard: str | Path, earlier: Collection[Path]) -> set[str]:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from coincide.base.sections import Config
+from coincide.dataset.earlier import read_sample_ids
 from coincide.selection.budget import total_budget
 
 
@@ -52,8 +52,8 @@ def read_growth(config: Config, method: str, fraction: float) -> Growth | None:
         method,
         fraction,
         folder,
-        old=_ids(Path(folder) / "manifest.parquet"),
-        picks=_ids(earlier_coreset(folder, method, fraction)) if selection.keep_earlier else frozenset(),
+        old=read_sample_ids(Path(folder) / "manifest.parquet"),
+        picks=read_sample_ids(earlier_coreset(folder, method, fraction)) if selection.keep_earlier else frozenset(),
         only_new=selection.fraction_of == "new",
     )
 
@@ -66,10 +66,6 @@ def read_growths(config: Config) -> list[Growth]:
         for fraction in config.selection.fractions
     ]
     return [growth for growth in growths if growth]
-
-
-def _ids(path):
-    return frozenset(pq.read_table(path, columns=["sample_id"])["sample_id"].cast(pa.string()).to_pylist())
 
 
 def growth_problems(config: Config, samples: int | None, excluded: Collection[str]) -> Iterator[str]:
@@ -87,7 +83,7 @@ def growth_problems(config: Config, samples: int | None, excluded: Collection[st
         for fraction in selection.fractions:
             path = earlier_coreset(folder, method, fraction)
             try:
-                picks = _ids(path)
+                picks = read_sample_ids(path)
             except (OSError, KeyError, pa.ArrowException):
                 yield (
                     f"selection.keep_earlier: {folder} has no coreset of {method} at {fraction:g}"

@@ -15,7 +15,7 @@ from coincide import methods
 from coincide.base.files import in_workflow_folder
 from coincide.base.markdown import markdown_table
 from coincide.base.sections import HOLDOUT, Checkpoint, Config, Training
-from coincide.dataset.earlier import earlier_ids
+from coincide.dataset.earlier import read_sample_ids
 from coincide.dataset.formats import Annotations, open_dataset, to_llava
 from coincide.dataset.images import ImageFolders
 from coincide.dataset.samples import Sample
@@ -140,7 +140,9 @@ def estimate_run(
         selections: (method, fraction) of every coreset.
         tasks: lmms-eval tasks.
     """
-    is_reused = manifest["sample_id"].isin(earlier_ids(config.dataset.extends)).to_numpy()
+    extends = config.dataset.extends
+    earlier = read_sample_ids(Path(extends) / "manifest.parquet") if extends else ()
+    is_reused = manifest["sample_id"].isin(earlier).to_numpy()
     rows = sample_rows(manifest, samples)
     positions = np.sort(manifest["position"].to_numpy()[rows])
     records = dict(zip(positions, map(to_llava, open_dataset(annotations).pick(positions))))
