@@ -89,8 +89,7 @@ def draw_pareto(intervals: pd.DataFrame, costs: pd.DataFrame, path: str | Path) 
     table = intervals[intervals["task"] == AVERAGE].merge(costs, on=["method", "fraction"])
     figure, axis = plt.subplots(figsize=(8, 4.5))
     methods = _sort_methods(table["method"])
-    fractions = sorted(set(table["fraction"]) - {1})
-    fractions.append(1)  # the full data
+    fractions = sorted(set(table["fraction"]))
     for method in methods:
         rows = table[table["method"] == method].sort_values("of_full")
         style = _style(method, methods)
@@ -99,7 +98,7 @@ def draw_pareto(intervals: pd.DataFrame, costs: pd.DataFrame, path: str | Path) 
         axis.scatter(rows["of_full"], rows["mean"], s=sizes, marker=style["marker"], color=style["color"])
     axis.axvline(1, color=COLOURS["full"], linestyle="--", linewidth=1)
     axis.set_xlim(0, None)
-    shares = ", ".join(f"{fraction:.3g}" for fraction in fractions[:-1])
+    shares = ", ".join(PERCENT(fraction) for fraction in fractions)
     label = (
         f"time of scoring, selection and finetuning ÷ time of full finetuning\n(points by size: {shares} of the data)"
     )

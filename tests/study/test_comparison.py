@@ -215,7 +215,7 @@ def test_the_figures_name_every_method(table, tmp_path):
     figures.draw_pareto(performance, cost, tmp_path / "pareto.svg")
     for name in ("curves", "single_fraction", "pareto"):
         assert {"coincide", "random"} <= labels_of(tmp_path / f"{name}.svg"), name
-    assert any(label.startswith("(points by size: ") and "0.1" in label for label in labels_of(tmp_path / "pareto.svg"))
+    assert any(label.startswith("(points by size: ") and "10%" in label for label in labels_of(tmp_path / "pareto.svg"))
     figures.draw_tasks(task_table(performance, unlearned_tasks(table, 0.0)), tmp_path / "tasks.svg")
     assert {"coincide 0.1", "one", "two", "average", "90"} <= labels_of(tmp_path / "tasks.svg")
     pairs = pd.DataFrame({"cosine": [0.1, 0.5, 0.9], "gain": [0.0, 0.1, 0.3]})
