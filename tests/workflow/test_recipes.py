@@ -24,6 +24,7 @@ RECIPES = (
     "study-small",
     "study-even",
     "study-oversized",
+    "study-premise",
     "ablations",
 )
 PAPERS = RECIPES[:2]
@@ -40,18 +41,19 @@ def recipe(name):
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_is_complete(name):
     configs = check_runs(recipe(name), files=False)
-    runs = {"study": 5, "study-small": 9, "study-even": 6, "study-oversized": 6, "ablations": 39}
+    runs = {"study": 5, "study-small": 9, "study-even": 6, "study-oversized": 6, "study-premise": 6}
+    runs["ablations"] = 39
     assert len(configs) == runs.get(name, 1)
     if len(configs) > 1:
         assert [c.clustering.seed for c in configs.values()] == [c.target_model.seeds[0] for c in configs.values()]
         assert len({(c.variant, c.replicate) for c in configs.values()}) == len(configs)
-    if name not in ("study-oversized", "ablations", "qwen2_5_vl"):
-        everything = {"coincide", *methods.names()}
-        for config in configs.values():
-            selected = set(config.selection.methods)
-            assert selected == {"coincide"} if config.variant else selected <= everything
-            assert len(selected) in (1, 9, len(everything))
-            assert name not in ("study", "study-small") or config.variant or selected == everything
+    if name not in ("study-oversized", "study-premise", "ablations", "qwen2_5_vl"):
+        expected = {"coincide", *methods.names()} if name in ("study", "study-small") else None
+        for config in (c for c in configs.values() if not c.variant):
+            assert len(config.selection.methods) == (len(expected) if expected else 9)
+            assert expected is None or set(config.selection.methods) == expected
+        for config in (c for c in configs.values() if c.variant):
+            assert config.selection.methods == ["coincide"]
 
 
 def test_the_runs_with_and_without_a_floor_share_everything_before_the_picks():
