@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -37,6 +38,7 @@ PRODUCTS_AT_ONCE = 2**23
 MARGIN = 1e-5  # added to float32 bounds, far above their rounding
 KEPT_FLOAT32_BYTES = 2 * 2**30  # float32 rows up to this size are kept; larger ones are computed at each iteration
 DENSE = 0.7  # share of rows in a range from which it pays to multiply the whole range
+EXACT_NUMBERS = 1024  # 1024·127² < 2²⁴: float32 sums of so many products of int8 numbers are exact in any order
 FEW_MOVED = 0.7  # share of moved centroids up to which it pays to compare rows with these only
 
 
@@ -63,7 +65,7 @@ class Lloyd:
         self.rows = rows
         self._rows_per_batch = max(ROWS_PER_BATCH, NUMBERS_PER_BATCH // d)
         self.centroids = np.ascontiguousarray(centroids, np.float32).copy()
-        self.int8 = int8_is_faster(d, k) if int8 is None else int8
+        self.int8 = int8_is_faster(d) if int8 is None else int8
         self.labels = np.full(n, -1, np.int32)
         self.sizes = np.zeros(k, np.int64)
         self.work = 1.0
@@ -327,40 +329,62 @@ class Multiplier:
         Returns:
             (m, k): int32 from int8, exact; float32 from float32. It is valid until the next call.
         """
-        if rows.shape[1] == 1 and rows.dtype == np.int8:  # torch reads out of bounds: it mistakes the strides
-            return rows.astype(np.int32) * columns.T
         shape = (len(rows), len(columns))
         if rows.dtype == np.float32:
             out = self._buffer.array(shape, np.float32)
-            self._multiply_float32(rows, columns, out)
+            self._by_rows(lambda block: np.matmul(rows[block], columns.T, out=out[block]), len(rows))
             return out
-        import torch
-
         out = self._buffer.array(shape, np.int32)
-        torch._int_mm(torch.from_numpy(rows), torch.from_numpy(columns).T, out=torch.from_numpy(out))
+        # torch reads rows of one number out of bounds: it mistakes the strides
+        if rows.shape[1] > 1 and int8_is_faster(rows.shape[1]):
+            _multiply_int8(rows, columns, out)
+        else:
+            wide = columns.astype(np.float32)
+            self._by_rows(lambda block: _multiply_in_float32(rows[block], wide, out[block]), len(rows))
         return out
 
-    def _multiply_float32(self, rows, columns, out):
-        """One BLAS thread per block of rows."""
-        step = -(-len(rows) // threads())
-
-        def multiply_block(start):
-            block = slice(start, start + step)
-            np.matmul(rows[block], columns.T, out=out[block])
-
+    def _by_rows(self, multiply, n):
+        """Call a function with blocks of n rows, one block per thread and one BLAS thread per block."""
+        step = -(-n // threads())
         with one_blas_thread():
-            list(self._pool.map(multiply_block, range(0, len(rows), step)))
+            list(self._pool.map(lambda start: multiply(slice(start, start + step)), range(0, n, step)))
 
 
-def int8_is_faster(d: int, k: int) -> bool:
-    """Whether int8 products are faster than float32 ones on this processor, measured on one product of each."""
-    d, k = min(d, 2048), min(k, 512)  # both products at 20,480 numbers and 1,000 clusters take 0.14 s
-    seconds = []
-    for dtype in (np.int8, np.float32):
-        rows, columns = np.ones((512, d), dtype), np.ones((k, d), dtype)
-        multiplier = Multiplier()
-        multiplier.multiply(rows, columns)
-        start = time.perf_counter()
-        multiplier.multiply(rows, columns)
-        seconds.append(time.perf_counter() - start)
-    return seconds[0] < seconds[1]
+def _multiply_int8(rows, columns, out):
+    """Products of int8 rows and columns in int32."""
+    import torch
+
+    torch._int_mm(torch.from_numpy(rows), torch.from_numpy(columns).T, out=torch.from_numpy(out))
+
+
+def _multiply_in_float32(rows, columns, out):
+    """Products of int8 rows and columns in int32, by exact float32 products of some numbers of a row at a time."""
+    out[:] = 0
+    for first in range(0, rows.shape[1], EXACT_NUMBERS):
+        some = slice(first, first + EXACT_NUMBERS)
+        products = rows[:, some].astype(np.float32) @ columns[:, some].T
+        np.add(out, products, out=out, casting="unsafe")
+
+
+@cache
+def int8_is_faster(d: int) -> bool:
+    """Whether int8 products of rows of d numbers are faster than float32 ones on this processor, measured once.
+
+    Without units for int8, a product of a few rows says so: one of many would take longer than it saves.
+    """
+    for rows, clearly in ((16, 2), (256, 1)):
+        int8, float32 = (_seconds(rows, min(max(d, 2), 2048), dtype) for dtype in (np.int8, np.float32))
+        if int8 >= clearly * float32:
+            return False
+    return True
+
+
+def _seconds(rows, d, dtype):
+    """Duration of the second of two products of (rows, d) with (256, d) ones."""
+    x, y = np.ones((rows, d), dtype), np.ones((256, d), dtype)
+    out, multiplier = np.empty((rows, 256), np.int32), Multiplier()
+    multiply = partial(_multiply_int8, x, y, out) if dtype == np.int8 else partial(multiplier.multiply, x, y)
+    multiply()
+    start = time.perf_counter()
+    multiply()
+    return time.perf_counter() - start

@@ -149,13 +149,25 @@ def test_threads_blocks_and_storage_do_not_change_a_bit(tmp_path, monkeypatch):
     numba.set_num_threads(1)
     try:
         assert_same(coincide.spherical_kmeans(stored(tmp_path, x), 30, seed=4, backend="stream"))
-        monkeypatch.setattr(lloyd, "int8_is_faster", lambda d, k: False)
-        assert_same(coincide.spherical_kmeans(x, 30, seed=4))
+        for int8 in (True, False):
+            monkeypatch.setattr(lloyd, "int8_is_faster", lambda d, int8=int8: int8)
+            assert_same(coincide.spherical_kmeans(x, 30, seed=4))
     finally:
         numba.set_num_threads(threads)
     monkeypatch.setattr(lloyd_gpu, "BLOCK", 101)
     for rows in (x, stored(tmp_path, x)):
         assert_same(coincide.spherical_kmeans(rows, 30, seed=4, backend="torch"))
+
+
+@pytest.mark.parametrize("units", [True, False])
+@pytest.mark.parametrize("shape", [(5, 1, 3), (33, 1024, 2), (70, 3000, 9), (1, 4097, 1)])
+def test_products_of_int8_rows_are_exact_with_and_without_units_for_them(monkeypatch, shape, units):
+    monkeypatch.setattr(lloyd, "int8_is_faster", lambda d: units)
+    (m, d, k), random = shape, np.random.default_rng(0)
+    rows = random.choice(np.array([-127, 127, 126], np.int8), size=(m, d))  # the largest sums of products
+    columns = np.concatenate([rows[:1], random.integers(-127, 128, (k - 1, d)).astype(np.int8)])
+    expected = rows.astype(np.int64) @ columns.T.astype(np.int64)
+    assert (lloyd.Multiplier().multiply(rows, columns) == expected).all()
 
 
 def test_permuting_the_rows_permutes_the_labels_of_given_centroids():

@@ -70,7 +70,7 @@ def test_the_default_config_is_valid_and_defaults_are_filled_in():
         ("reference_model.extra_metrics", ["loss"], r"reference_model\.extra_metrics\[0\]: .*'loss'"),
         ("selection.method_settings", {"el2n": {"keep": "x"}}, r"selection\.method_settings\.el2n: keep: .*'x'"),
         ("selection.method_settings", {"eln": {}}, r"selection\.method_settings\.eln: unknown method 'eln'"),
-        ("mini_mix.weights", {"countin": 9}, r"mini_mix\.weights: unknown source 'countin'; available: .*counting"),
+        ("mini_mix.weights", {"digit": 9}, r"mini_mix\.weights: unknown source 'digit'; available: .*counting"),
         ("mini_mix.weights", {"compositions": 9}, r"mini_mix\.weights: unknown source 'compositions'"),
         ("clustering.k", 30000, r"clustering\.k: 30000 clusters for 15000 samples; at most 15000"),
         ("reference_model.layers", [1, 4], r"reference_model\.layers: layer 4 does not exist: the model has 4"),
