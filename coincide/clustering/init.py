@@ -34,14 +34,23 @@ def random_rows(rows: Rows, k: int, seed: int) -> np.ndarray:
     Source: Lee, Li, Hwang (EMNLP 2024), published code: faiss.Kmeans without initial centroids.
     """
     order = np.random.default_rng(seed).permutation(len(rows))
-    centroids = np.empty((0, rows.shape[1]), np.float32)
+    centroids, found = np.zeros((k, rows.shape[1]), np.float32), 0
     for start in range(0, len(order), k):
-        if len(centroids) == k:
+        found += _fill_unit_rows(rows.take(np.sort(order[start : start + k])), centroids[found:])
+        if found == k:
             break
-        candidates = unit_rows(rows.take(np.sort(order[start : start + k])).astype(np.float32))
-        centroids = np.concatenate([centroids, candidates[candidates.any(axis=1)][: k - len(centroids)]])
-    missing = np.zeros((k - len(centroids), rows.shape[1]), np.float32)
-    return np.concatenate([centroids, missing])
+    return centroids
+
+
+def _fill_unit_rows(x, out):
+    """Write the rows of x that are not zero to `out` with unit norm, as many as it takes; return how many it took."""
+    positions, inverse_norms = np.arange(len(x)), np.empty(len(x), np.float32)
+    batch = RowBatch(bits(np.ascontiguousarray(x)), positions, positions, inverse_norms)
+    loops.compute_inverse_norms(batch)
+    batch = batch.take(np.flatnonzero(inverse_norms)[: len(out)])
+    origin = np.zeros(x.shape[1], np.float32)
+    Screen(len(x), x.shape[1], origin, int8=False).fill(batch, out[: len(batch.rows)])
+    return len(batch.rows)
 
 
 def kmeans_plus_plus(rows: Rows, k: int, seed: int) -> np.ndarray:
