@@ -25,7 +25,7 @@ from common import parser, timed, write
 from transformers import CLIPImageProcessor, CLIPVisionModel, LlavaForConditionalGeneration
 
 from coincide.base.markdown import markdown_table
-from coincide.base.sections import ConvertedModel, Training
+from coincide.base.sections import ConvertedModel, Lora, Training
 from coincide.dataset.formats import read_records
 from coincide.demo import PRETRAINED
 from coincide.models.conversion import convert
@@ -42,7 +42,7 @@ LAYERS = [0.17, 0.33, 0.5, 0.67, 0.83]  # depths of the layers that the paper re
 PROJECTOR = {"mm_projector_type": "mlp2x_gelu", "mm_vision_select_layer": -1, "mm_vision_select_feature": "cls_patch"}
 TRAINING = Training(
     epochs=1, batch_size=16, learning_rate=5e-4, projector_learning_rate=2e-3, warmup=0.05, save_every=20, device="cpu",
-    lora={"r": 16, "alpha": 32, "dropout": 0.0},
+    lora=Lora(r=16, alpha=32, dropout=0.0),
 )  # fmt: skip
 
 
