@@ -2,7 +2,7 @@
 
 import numpy as np
 import pandas as pd
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 from test_methods import InMemory, clusters_of, pick
@@ -34,8 +34,10 @@ def test_dics_worked_by_hand():
 
 
 def slow_farthest_points(x, count):
+    if not count:
+        return []
     x = x.astype(float)
-    chosen = [int(np.argmax(np.linalg.norm(x, axis=1)))][:count]
+    chosen = [int(np.argmax(np.linalg.norm(x, axis=1)))]
     while len(chosen) < count:
         distance = [-1 if i in chosen else min(np.linalg.norm(x[i] - x[j]) for j in chosen) for i in range(len(x))]
         chosen.append(int(np.argmax(distance)))
@@ -44,6 +46,7 @@ def slow_farthest_points(x, count):
 
 @examples(max_examples=40, deadline=None)
 @given(st.integers(4, 40), st.floats(0.05, 1), st.integers(0, 2**32 - 1))
+@example(21, 1.0, 0)  # nothing is left to draw by distance
 def test_dics_equals_a_slow_version(n, fraction, seed):
     rng = np.random.default_rng(seed)
     text_only = rng.random(n) < 0.2
