@@ -147,8 +147,7 @@ def test_image_marks_are_added_to_a_record_without_any():
 
 
 @pytest.mark.workflow
-@pytest.mark.parametrize("kind", ["parquet", "tar"])
-def test_a_run_on_another_format_selects_the_same_coreset_as_json(kind, finished, tmp_path):
+def test_runs_on_other_formats_select_the_same_coreset_as_json(finished, tmp_path):
     """The coreset is also written in the format of the dataset, and exported with image files."""
     import shutil
 
@@ -163,29 +162,30 @@ def test_a_run_on_another_format_selects_the_same_coreset_as_json(kind, finished
             shutil.copy(finished / "resources/mini-mix/images" / record["image"], tmp_path / copy_name)
             record["image"] = copy_name
     small = yaml.safe_load((REPO / "tests/config/small.yaml").read_text())
-    annotations = {k: write(k, records, tmp_path, tmp_path / f"data-{k}") for k in ("json", kind)}
+    small["dataset"] = {"shards": 1, "leaks": "ignore", "near_duplicates": "ignore"}
+    annotations = {
+        kind: write(kind, records, tmp_path, tmp_path / f"data-{kind}") for kind in ("json", "parquet", "tar")
+    }
     small["runs"] = [
-        {"run": "plain", "dataset": {"annotations": str(annotations["json"]), "images": str(tmp_path)}},
-        {"run": kind, "dataset": {"annotations": str(annotations[kind]), "images": None}},
+        {"run": kind, "dataset": {"annotations": str(path), "images": str(tmp_path) if kind == "json" else None}}
+        for kind, path in annotations.items()
     ]
     (tmp_path / "config.yml").write_text(yaml.safe_dump(small))
-    workplace = Workplace(tmp_path)
-    code, output = workplace.run("select", "export", config=tmp_path / "config.yml")
+    code, output = Workplace(tmp_path).run("select", "export", config=tmp_path / "config.yml")
     assert code == 0, output
-    coreset = "coresets/coincide/0.2/coreset.parquet"
-    json_coreset, format_coreset = (pd.read_parquet(tmp_path / "results" / run / coreset) for run in ("plain", kind))
-    pd.testing.assert_frame_equal(json_coreset, format_coreset)
-    written = list(open_dataset(tmp_path / "results" / kind / "coresets/coincide/0.2/coreset_dataset"))
-    assert {r["id"] for r in written} == set(format_coreset["sample_id"])
-    assert not (tmp_path / "results/plain/coresets/coincide/0.2/coreset_dataset").exists()
-    folders = {run: tmp_path / "results" / run / "coresets/coincide/0.2/export" for run in ("plain", kind)}
-    exported = {run: json.loads((folder / "coreset.json").read_text()) for run, folder in folders.items()}
-    for run, folder in folders.items():
-        assert list(json.loads((folder / "dataset_info.json").read_text())) == ["coincide_0.2"]
-        assert (folder / "images").exists() == (run != "plain")
-    for plain, other in zip(exported["plain"], exported[kind], strict=True):
-        assert plain["id"] == other["id"]
-        assert plain["conversations"] == other["conversations"]
-        assert plain.get("image", "none")[0] in "/n"  # an absolute path
-        if "image" in plain:
-            assert (folders[kind] / other["image"]).read_bytes() == Path(plain["image"]).read_bytes()
+    selected = {kind: tmp_path / "results" / kind / "coresets/coincide/0.2" for kind in annotations}
+    coresets = {kind: pd.read_parquet(folder / "coreset.parquet") for kind, folder in selected.items()}
+    exported = {kind: json.loads((folder / "export/coreset.json").read_text()) for kind, folder in selected.items()}
+    for kind, folder in selected.items():
+        assert list(json.loads((folder / "export/dataset_info.json").read_text())) == ["coincide_0.2"]
+        assert (folder / "export/images").exists() == (folder / "coreset_dataset").exists() == (kind != "json")
+    for kind in ("parquet", "tar"):
+        pd.testing.assert_frame_equal(coresets["json"], coresets[kind])
+        written = list(open_dataset(selected[kind] / "coreset_dataset"))
+        assert {record["id"] for record in written} == set(coresets[kind]["sample_id"])
+        for plain, other in zip(exported["json"], exported[kind], strict=True):
+            assert plain["id"] == other["id"]
+            assert plain["conversations"] == other["conversations"]
+            assert plain.get("image", "none")[0] in "/n"  # an absolute path
+            if "image" in plain:
+                assert (selected[kind] / "export" / other["image"]).read_bytes() == Path(plain["image"]).read_bytes()
