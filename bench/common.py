@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+REPO = Path(__file__).resolve().parent.parent
+
 
 def rows_like_activations(n, d, groups, seed=0):
     """Yield float16 blocks of n unit rows with a strong common mean, groups of heavy-tailed size, and noise.
@@ -36,6 +38,14 @@ def timed(function, *arguments, **options):
     start = time.perf_counter()
     result = function(*arguments, **options)
     return time.perf_counter() - start, result
+
+
+def link_workflow(folder):
+    """Make a folder in which Snakemake runs this checkout's workflow; what is there is kept."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("Snakefile", "rules", "workflow_scripts", "config", "config.yaml", "docs", "envs", "profiles"):
+        if not (folder / name).exists():
+            (folder / name).symlink_to(REPO / name)
 
 
 def best_of(function, at_least=0.5):

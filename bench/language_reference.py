@@ -11,6 +11,7 @@ kept.
 """
 
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 import yaml
-from common import parser, timed, write
+from common import REPO, link_workflow, parser, timed, write
 from transformers import CLIPImageProcessor, CLIPVisionModel, LlavaForConditionalGeneration
 
 from coincide.base.markdown import markdown_table
@@ -30,9 +31,8 @@ from coincide.models.conversion import convert
 from coincide.reporting.summary import AVERAGE
 from coincide.training.finetune import finetune
 
-sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
+sys.path.append(str(REPO / "tests"))
 import pretrained
-from conftest import REPO
 
 RUN = "language-reference"
 MIX = "resources/mini-mix"
@@ -51,16 +51,7 @@ def write_parts(folder):
     tower: CLIPVisionModel = demo.model.vision_tower
     tower.save_pretrained(folder / "vision_tower")
     CLIPImageProcessor.from_pretrained(PRETRAINED / "target").save_pretrained(folder / "vision_tower")
-    width = json.loads((folder / "language_model/config.json").read_text())["hidden_size"]
-    torch.manual_seed(0)
-    layers = {"0": torch.nn.Linear(tower.config.hidden_size, width), "2": torch.nn.Linear(width, width)}
-    tensors = {
-        f"model.mm_projector.{name}.{key}": value.detach()
-        for name, layer in layers.items()
-        for key, value in layer.state_dict().items()
-    }
-    (folder / "projector").mkdir()
-    torch.save(tensors, folder / "projector/mm_projector.bin")
+    pretrained.write_projector(folder / "projector", tower.config.hidden_size)
     (folder / "projector/config.json").write_text(json.dumps(PROJECTOR))
     return {part: {"name": str(folder / part)} for part in ("language_model", "vision_tower", "projector")}
 
@@ -70,9 +61,10 @@ def make_reference(folder, count):
     base, output = folder / "base", folder / "trained"
     if not (output / "trainer_state.json").exists():
         if not base.exists():
+            shutil.rmtree(folder / "parts", ignore_errors=True)  # of a start that was killed
             convert(ConvertedModel.model_validate(write_parts(folder / "parts")), base)
-        every = len(read_records(folder.parent / MIX / "pretrain.json")) // count
-        records = read_records(folder.parent / MIX / "pretrain.json")[::every][:count]
+        records = read_records(folder.parent / MIX / "pretrain.json")
+        records = records[:: max(1, len(records) // count)][:count]
         finetune(
             base, records, folder.parent / MIX / "images", TRAINING, seed=0, output=output, checkpoints=folder / "steps"
         )
@@ -112,28 +104,24 @@ def snakemake(folder, *arguments):
 
 def measure(folder, samples, trained_on):
     """Make the reference model, run the comparison; return the figures."""
-    for name in ("Snakefile", "rules", "workflow_scripts", "config", "config.yaml", "docs", "envs", "profiles"):
-        if not (folder / name).exists():
-            (folder / name).symlink_to(REPO / name)
+    link_workflow(folder)
     snakemake(folder, f"{MIX}/train.json")
     seconds, (reference, losses) = timed(make_reference, folder / "language", trained_on)
     path = folder / "config-language.yaml"
     path.write_text(yaml.safe_dump(config_of(reference, samples)))
     comparison_seconds, _ = timed(snakemake, folder, "comparison", "--configfile", path.name)
-    tables = {name: pd.read_csv(folder / f"results/{RUN}-comparison/{name}.csv") for name in ("intervals", "paired")}
+    intervals, paired = (
+        pd.read_csv(folder / f"results/{RUN}-comparison/{name}.csv") for name in ("intervals", "paired")
+    )
     return {
         "samples": samples,
         "trained_on": trained_on,
         "loss": [sum(losses[:3]) / 3, sum(losses[-3:]) / 3],
         "training_seconds": seconds,
         "comparison_seconds": comparison_seconds,
-        **{name: _averages(table).to_dict("records") for name, table in tables.items()},
+        "intervals": intervals[intervals["task"] == AVERAGE].to_dict("records"),
+        "paired": paired.to_dict("records"),
     }
-
-
-def _averages(table):
-    """The rows of the average over tasks."""
-    return table[table["task"] == AVERAGE] if "task" in table else table
 
 
 def main():
@@ -147,7 +135,6 @@ def main():
         sys.exit(f"SmolLM2 is not in {pretrained.FOLDER}: make test-models MODEL=smollm2 installs it")
     with tempfile.TemporaryDirectory() as temporary:
         folder = (options.folder or Path(temporary)).absolute()
-        folder.mkdir(parents=True, exist_ok=True)
         result = measure(folder, options.samples, options.trained_on)
     print(markdown_table(pd.DataFrame(result["intervals"]).round(3)))
     print(f"loss of the reference model: {result['loss'][0]:.2f} at the start, {result['loss'][1]:.2f} at the end")

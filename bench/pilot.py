@@ -16,13 +16,12 @@ import tempfile
 from pathlib import Path
 
 import pandas as pd
-from common import parser, timed, write
+from common import link_workflow, parser, timed, write
 from scipy import stats
 
 from coincide.evaluation.results import read_answers
 from coincide.study.pilot import margins, sentence
 
-REPO = Path(__file__).resolve().parent.parent
 RUN = "study-small"
 VARIANTS = {RUN: "", "even": "even"}  # runs of the study whose settings the pilot has, too -> name there
 SEEDS, FRACTION = (0, 1, 2), "0.2"
@@ -30,9 +29,7 @@ SEEDS, FRACTION = (0, 1, 2), "0.2"
 
 def start(folder, model, *, plan):
     """Run the study and the pilot of a model in a folder."""
-    for name in ("Snakefile", "rules", "workflow_scripts", "config", "config.yaml", "docs", "envs", "profiles"):
-        if not (folder / name).exists():
-            (folder / name).symlink_to(REPO / name)
+    link_workflow(folder)
     snakemake = Path(sys.executable).parent / "snakemake"
     options = ["--profile", "profiles/local", "--configfile", f"config/{RUN}.yaml", *["--dry-run"] * plan]
     settings = ["--config", f"pilot={{replicates: {list(SEEDS)}, model: {model}}}"]
@@ -63,7 +60,6 @@ def main():
     options = arguments.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
-        folder.mkdir(parents=True, exist_ok=True)
         seconds, _ = timed(start, folder, options.model, plan=options.plan)
         if options.plan:
             return

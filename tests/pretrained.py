@@ -55,10 +55,10 @@ def write_vision_tower(folder):
     CLIPImageProcessor(size={"shortest_edge": IMAGE_SIZE}, crop_size=size).save_pretrained(folder)
 
 
-def write_projector(folder):
-    """Write LLaVA's projector file, with random weights as torch initialises them."""
+def write_projector(folder, vision_hidden=VISION_HIDDEN):
+    """Write LLaVA's projector file for a vision tower of a width, with random weights as torch initialises them."""
     torch.manual_seed(1)
-    layers = {"0": torch.nn.Linear(VISION_HIDDEN, HIDDEN), "2": torch.nn.Linear(HIDDEN, HIDDEN)}
+    layers = {"0": torch.nn.Linear(vision_hidden, HIDDEN), "2": torch.nn.Linear(HIDDEN, HIDDEN)}
     tensors = {
         f"model.mm_projector.{name}.{key}": value.detach()
         for name, layer in layers.items()

@@ -162,7 +162,6 @@ def test_runs_on_other_formats_select_the_same_coreset_as_json(finished, tmp_pat
             shutil.copy(finished / "resources/mini-mix/images" / record["image"], tmp_path / copy_name)
             record["image"] = copy_name
     small = yaml.safe_load((REPO / "tests/config/small.yaml").read_text())
-    small["dataset"] = {"shards": 1, "leaks": "ignore", "near_duplicates": "ignore"}
     annotations = {
         kind: write(kind, records, tmp_path, tmp_path / f"data-{kind}") for kind in ("json", "parquet", "tar")
     }
