@@ -168,6 +168,7 @@ def main():
     small = next(rows_like_activations(2000, 128, 20))
     for int8 in (True, False):
         coincide_kmeans(small, np.arange(20), 15, int8)  # compiles and loads everything
+    coincide_public(small, np.arange(20), 15, init="k-means++")
     results = []
     for number in options.shapes:
         n, d, k, iterations = SHAPES[number]

@@ -10,6 +10,9 @@ import sys
 import time
 from pathlib import Path
 
+# threads that wait do not spin: other tests and jobs of the workflow have the same cores; read when torch is loaded
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import numpy as np
 import psutil
 import pytest

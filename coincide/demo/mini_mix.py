@@ -49,6 +49,7 @@ from coincide.demo.questions import (
     is_held_out,
     wrong_answer,
 )
+from coincide.demo.source_sizes import SOURCE_SIZES
 
 PRETRAIN_EVERY = 4  # every fourth training image of easy-VQA is in the split pretrain
 COMPOSITIONS = "compositions"  # the questions about compositions that training does not show
@@ -73,7 +74,7 @@ def write_mini_mix(
         test_samples: number of questions per source for evaluation.
         validation_samples: number of questions per source for tuning.
         seed: the same seed gives the same files.
-        weights: source -> its size relative to the others, where it is not that of SOURCES.
+        weights: source -> its size relative to the others, where it is not that of SOURCE_SIZES.
 
     Raises:
         UserError: a source has fewer examples than its share.
@@ -209,20 +210,18 @@ def _compositions(rng, split):
             yield _example(rng, split, image, [question])
 
 
-# The weight is the size of the counterpart in LLaVA-665K, in thousands of samples.
-SOURCES = {
-    "easy_vqa": Source(_easy_vqa_conversations, 3 * 83),  # VQAv2
-    "counting": Source(_questions_about(_DRAW_CROWD, ask_for_count, turns=(2, 4), wrong=0.1), 86),  # Visual Genome
-    "text_reading": Source(_questions_about(_draw_word, ask_about_word, turns=(1, 2), wrong=0.05), 80),  # OCR-VQA
-    "digits_add": Source(_questions_about(_DRAW_PAIR, ask_to_reason), 77),  # LLaVA's complex reasoning
-    "spatial": Source(_questions_about(_DRAW_TWO_SHAPES, ask_about_relation, turns=(2, 4)), 72),  # GQA
-    "digits_count": Source(  # A-OKVQA
-        _questions_about(digit_drawer(DIGIT_GRID, 1, DIGIT_GRID_MAXIMUM), ask_how_many_digits, copies=4), 66
-    ),
-    "conversation": Source(_conversation, 58),  # LLaVA's conversations
-    "digits_read": Source(_questions_about(digit_drawer(ONE_DIGIT, 1, 1), ask_which_digit), 48),  # RefCOCO
-    "text_only": Source(_text_only, 41),  # ShareGPT
-    "caption": Source(_caption, 23),  # LLaVA's detailed descriptions
-    "bar_chart": Source(_questions_about(_draw_chart, ask_about_chart, turns=(1, 3)), 22),  # TextCaps
-    COMPOSITIONS: Source(_compositions, 0),
+_EXAMPLES = {
+    "easy_vqa": _easy_vqa_conversations,
+    "counting": _questions_about(_DRAW_CROWD, ask_for_count, turns=(2, 4), wrong=0.1),
+    "text_reading": _questions_about(_draw_word, ask_about_word, turns=(1, 2), wrong=0.05),
+    "digits_add": _questions_about(_DRAW_PAIR, ask_to_reason),
+    "spatial": _questions_about(_DRAW_TWO_SHAPES, ask_about_relation, turns=(2, 4)),
+    "digits_count": _questions_about(digit_drawer(DIGIT_GRID, 1, DIGIT_GRID_MAXIMUM), ask_how_many_digits, copies=4),
+    "conversation": _conversation,
+    "digits_read": _questions_about(digit_drawer(ONE_DIGIT, 1, 1), ask_which_digit),
+    "text_only": _text_only,
+    "caption": _caption,
+    "bar_chart": _questions_about(_draw_chart, ask_about_chart, turns=(1, 3)),
+    COMPOSITIONS: _compositions,
 }
+SOURCES = {name: Source(examples, SOURCE_SIZES.get(name, 0)) for name, examples in _EXAMPLES.items()}

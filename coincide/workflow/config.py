@@ -19,6 +19,7 @@ from coincide.dataset.earlier import check_earlier_run
 from coincide.dataset.formats import DatasetError, expand_annotations, open_dataset
 from coincide.dataset.json_formats import RECORD_KEYS
 from coincide.demo import PRETRAINED
+from coincide.demo.source_sizes import SOURCE_SIZES
 from coincide.models.layers import config_depth, resolve_layers
 from coincide.selection.bounds import read_ids
 from coincide.selection.budget import total_budget
@@ -122,14 +123,9 @@ def _allowed_keys(model, location):
 
 
 def _mix_problems(config: Config) -> Iterator[str]:
-    if not config.mini_mix.weights:
-        return
-    from coincide.demo.mini_mix import SOURCES  # loads numpy, which most configs do not need here
-
-    available = [name for name, source in SOURCES.items() if source.weight]
     for name in config.mini_mix.weights:
-        if name not in available:
-            yield f"mini_mix.weights: unknown source {name!r}; available: {', '.join(available)}"
+        if name not in SOURCE_SIZES:
+            yield f"mini_mix.weights: unknown source {name!r}; available: {', '.join(SOURCE_SIZES)}"
 
 
 def _method_problems(config: Config) -> Iterator[str]:
