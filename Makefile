@@ -10,6 +10,8 @@ BIN := $(VENV)/bin
 CONFIG ?=
 CLIENTS ?= build/clients
 PRETRAINED ?= build/pretrained
+# tests at the same time; whole runs of the workflow wait often
+TESTS ?= 2
 SNAKEMAKE = $(BIN)/snakemake --profile profiles/local $(if $(CONFIG),--configfile $(CONFIG))
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
@@ -33,7 +35,7 @@ slurm-profile:
 
 # the tests run even if lint fails: one run says all that is wrong
 test: $(VENV)/ready-dev
-	@$(MAKE) lint; lint=$$?; $(BIN)/python -m pytest; code=$$?; \
+	@$(MAKE) lint; lint=$$?; $(BIN)/python -m pytest -n $(TESTS) --dist worksteal; code=$$?; \
 		test $$lint = 0 || echo "make lint failed, see above the tests"; exit $$((lint ? lint : code))
 
 # the whole workflow on a replica of each public checkpoint, some minutes per model, and on SmolLM2, a pretrained decoder

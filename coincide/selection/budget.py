@@ -131,8 +131,9 @@ def allocate(
         sizes: (K,) integer number of members.
         budget: number of samples to allocate.
         temperature: τ > 0 of the softmax.
-        least: (K,) integer smallest budget of each cluster, such as the number of samples to keep; None: 0. A cluster
-            gets at least this many, and so many are set aside for the clusters not yet visited.
+        least: (K,) integer smallest budget of each cluster, such as the number of samples to keep; None: 0. If the
+            budgets without it are below it somewhere, the walk is repeated: a cluster gets at least this many, and so
+            many are set aside for the clusters not yet visited.
 
     Returns:
         (K,) int64; sums to min(budget, sizes.sum()), never above `sizes` or below `least`.
@@ -154,11 +155,22 @@ def allocate(
     if not np.isfinite(scores[sizes > 0]).all():
         raise ValueError(f"score of cluster {np.flatnonzero(~np.isfinite(scores) & (sizes > 0))[0]} is NaN or infinite")
     logits = _logits(np.where(sizes > 0, scores, np.nan), temperature)
-    budgets = np.zeros(len(scores), dtype=np.int64)
-    remaining = min(int(budget), int(sizes.sum()))
-    lacking = np.zeros_like(budgets) if least is None else np.array(least, dtype=np.int64)
-    if lacking.shape != sizes.shape or (lacking < 0).any() or (lacking > sizes).any() or lacking.sum() > remaining:
-        raise ValueError(f"least must be in 0..sizes and sum to at most {remaining}; got a sum of {lacking.sum()}")
+    total = min(int(budget), int(sizes.sum()))
+    budgets = _walk(logits, sizes, total, np.zeros_like(sizes))
+    if least is None:
+        return budgets
+    least = np.asarray(least, dtype=np.int64)
+    if least.shape != sizes.shape or (least < 0).any() or (least > sizes).any() or least.sum() > total:
+        raise ValueError(f"least must be in 0..sizes and sum to at most {total}; got a sum of {least.sum()}")
+    # what the published walk satisfies by itself changes nothing
+    return budgets if (budgets >= least).all() else _walk(logits, sizes, total, least)
+
+
+def _walk(
+    logits: NDArray[np.float64], sizes: NDArray[np.int64], remaining: int, least: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """The walk of `allocate`, until `remaining` samples are allocated."""
+    budgets, lacking = np.zeros_like(sizes), least.copy()
     set_aside = int(lacking.sum())  # of what remains, for the clusters not yet visited
     while remaining > 0:
         not_full = np.flatnonzero(budgets < sizes)

@@ -61,7 +61,7 @@ VERSIONS = {
     "transferability": 1,
     "density": 1,
     "shares": 1,
-    "budget": 1,
+    "budget": 2,
     "cluster_stats": 1,
     "picks": 1,
     "coincide_coreset": 1,

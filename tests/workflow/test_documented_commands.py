@@ -175,10 +175,9 @@ class Checkout:
             (self.folder / "config").mkdir(exist_ok=True)
             if path.suffix == ".yaml":
                 text = path.read_text().replace("/data/", f"{self.data}/")
-                # the same jobs for each replicate, and 42 runs in one of the configs
-                (self.folder / "config" / path.name).write_text(
-                    text.replace("replicates: [0, 1, 2]", "replicates: [0, 1]")
-                )
+                # the same jobs for each replicate, and up to 55 runs in a config
+                text = re.sub(r"^replicates: .*$", "replicates: [0, 1]", text, flags=re.MULTILINE)
+                (self.folder / "config" / path.name).write_text(text)
             else:
                 (self.folder / "config" / path.name).symlink_to(path)
 
