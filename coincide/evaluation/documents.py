@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from PIL import Image
 from coincide.base.files import in_workflow_folder
 from coincide.base.sections import HOLDOUT
 from coincide.dataset.images import to_rgb
+from coincide.evaluation import lmms_start
 from coincide.evaluation.results import EvaluationError
 
 
@@ -79,10 +79,8 @@ def read_documents(
 
 def _read(tasks, include_path, python):
     script = Path(__file__).with_name("lmms_documents.py")
-    # -P: the script's folder has modules whose names other packages use
-    command = [python or sys.executable, "-P", str(script)]
-    command.append(json.dumps({"tasks": tasks, "include_path": include_path}))
-    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    arguments = json.dumps({"tasks": tasks, "include_path": include_path})
+    process = subprocess.Popen(lmms_start.command(python, script, arguments), stdout=subprocess.PIPE)
     assert process.stdout is not None
     try:
         for line in process.stdout:

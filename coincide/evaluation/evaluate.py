@@ -7,7 +7,6 @@ import logging
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -17,9 +16,10 @@ from pathlib import Path
 from coincide.base.devices import pick_device
 from coincide.base.files import in_workflow_folder, replacing
 from coincide.base.sections import Checkpoint, Evaluation
+from coincide.evaluation import lmms_start
 from coincide.evaluation.results import FAILED, EvaluationError, read_scores
+from coincide.models.adapters import is_adapter
 from coincide.models.families import FAMILIES
-from coincide.models.loading import checkpoint_digest, is_adapter, load_model
 
 log = logging.getLogger(__name__)
 
@@ -114,15 +114,14 @@ def _model_arguments(model, evaluation, trust_remote_code=False):
 
 def _command(arguments, tasks, evaluation, folder):
     """Command line of lmms-eval; results go to the folder."""
-    command = [evaluation.python or sys.executable, "-m", "lmms_eval"]
-    command += ["--model", evaluation.backend, "--model_args", arguments]
-    command += ["--tasks", ",".join(tasks), "--batch_size", str(evaluation.batch_size)]
-    command += ["--output_path", str(folder), "--log_samples"]
+    options = ["--model", evaluation.backend, "--model_args", arguments]
+    options += ["--tasks", ",".join(tasks), "--batch_size", str(evaluation.batch_size)]
+    options += ["--output_path", str(folder), "--log_samples"]
     if evaluation.include_path:
-        command += ["--include_path", in_workflow_folder(evaluation.include_path)]
+        options += ["--include_path", in_workflow_folder(evaluation.include_path)]
     if evaluation.limit:
-        command += ["--limit", str(evaluation.limit)]
-    return command
+        options += ["--limit", str(evaluation.limit)]
+    return lmms_start.command(evaluation.python, "lmms_eval", *options)
 
 
 @contextmanager
@@ -137,13 +136,16 @@ def _loadable(
     if evaluation.backend == PROJECT_MODEL or not is_adapter(model):
         yield model
         return
+    # only here: lmms-eval, a process of its own, has the memory and the time of these imports again
+    from coincide.models.loading import checkpoint_digest, load_model
+
     root = Path(scratch or tempfile.gettempdir()) / f"coincide-merged-{os.getuid()}"
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     if root.is_symlink() or root.stat().st_uid != os.getuid():
         raise EvaluationError(f"{root} belongs to another user; set TMPDIR to a folder of your own")
     _remove_unused(root)
     checkpoint = Checkpoint(str(model), trust_remote_code=trust_remote_code)
-    merged = root / _merge_digest(checkpoint, evaluation.dtype)
+    merged = root / _merge_digest(checkpoint_digest(checkpoint), evaluation.dtype)
     with open(merged.with_suffix(".lock"), "a") as lock:
         os.utime(lock.name)
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -160,8 +162,8 @@ def _loadable(
             os.utime(lock.name)
 
 
-def _merge_digest(checkpoint, dtype):
-    return hashlib.sha256(f"{checkpoint_digest(checkpoint)} {dtype}".encode()).hexdigest()[:16]
+def _merge_digest(digest, dtype):
+    return hashlib.sha256(f"{digest} {dtype}".encode()).hexdigest()[:16]
 
 
 def _remove_unused(root):

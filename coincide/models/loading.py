@@ -14,9 +14,9 @@ from transformers.utils.hub import extract_commit_hash
 
 from coincide.base.devices import pick_device
 from coincide.base.sections import Checkpoint
+from coincide.models.adapters import ADAPTER, is_adapter
 from coincide.models.families import complete_processor, family_of
 
-ADAPTER = "adapter_config.json"  # written by peft next to an adapter's weights
 DIGESTED_BYTES = 2**22  # per weights file
 SETTINGS_FILES = (".json", ".jinja", ".model", ".txt", ".py")  # files of a checkpoint that are not weights
 
@@ -98,11 +98,6 @@ def base_checkpoint(checkpoint: Checkpoint) -> Checkpoint:
         return checkpoint
     config = json.loads((Path(checkpoint.name) / ADAPTER).read_text())
     return replace(checkpoint, name=config["base_model_name_or_path"], revision=config.get("revision"))
-
-
-def is_adapter(name: str | Path) -> bool:
-    """Whether a folder holds an adapter (peft) instead of whole weights."""
-    return (Path(name) / ADAPTER).is_file()
 
 
 def move_to_model(inputs: Mapping[str, torch.Tensor], model: Any) -> dict[str, torch.Tensor]:

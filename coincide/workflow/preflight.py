@@ -32,6 +32,7 @@ from coincide.dataset.examples import SCANNED, find_examples
 from coincide.dataset.formats import open_dataset
 from coincide.dataset.images import ImageError, image_names, open_image
 from coincide.dataset.samples import RejectedSample, Sample
+from coincide.evaluation import lmms_start
 from coincide.extraction.clip import text_of
 from coincide.extraction.encoding import Encoder
 from coincide.extraction.extractor import image_token
@@ -565,11 +566,9 @@ def _largest_slurm_node() -> Machine:
 
 def _start_listing(config: Config) -> "subprocess.Popen[str]":
     """Let lmms-eval list its tasks and models while the models are checked."""
-    script = Path(__file__).with_name("lmms_names.py")
-    # -P: the script's folder has modules whose names other packages use
-    command = [config.evaluation.python or sys.executable, "-P", str(script)]
-    if config.evaluation.include_path:
-        command.append(in_workflow_folder(config.evaluation.include_path))
+    script, folder = Path(__file__).with_name("lmms_names.py"), config.evaluation.include_path
+    arguments = [in_workflow_folder(folder)] if folder else []
+    command = lmms_start.command(config.evaluation.python, script, *arguments)
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

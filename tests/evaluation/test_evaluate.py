@@ -37,8 +37,9 @@ def other_environment(folder):
     """Python of another environment that sees the packages of this one, and writes a file when it runs."""
     venv.create(folder / "other", with_pip=False)
     site = next((folder / "other/lib").glob("python*/site-packages"))
-    (site / "packages.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
-    (site / "sitecustomize.py").write_text(f"open({str(folder / 'was-here')!r}, 'a').close()\n")
+    # not sitecustomize.py: Debian's Python has one of its own, which comes first
+    mark = f"import pathlib; pathlib.Path({str(folder / 'was-here')!r}).touch()"
+    (site / "packages.pth").write_text(f"{sysconfig.get_paths()['purelib']}\n{mark}\n")
     return str(folder / "other/bin/python")
 
 

@@ -21,6 +21,7 @@ from coincide.evaluation.lmms_model import CoincideModel
 from coincide.extraction.activations import extract
 from coincide.extraction.encoding import Encoder
 from coincide.extraction.extractor import image_token
+from coincide.models import loading
 from coincide.models.chat import RefusedImageError, encode, encode_prompts, fixed_prefix, render, render_prompt
 from coincide.models.families import FAMILIES
 from coincide.models.loading import load_config, load_model, load_processor
@@ -265,8 +266,8 @@ def test_an_adapter_is_merged_once_for_all_groups(tmp_path, data, monkeypatch):
     build("llava-hf/llava-1.5-7b-hf", tmp_path / "base")
     settings = {"lora": LORA, "epochs": 1.0, "batch_size": 2, "learning_rate": 1e-2}
     adapter = run(tmp_path / "base", (records[:2], images), tmp_path, "adapter", **settings)
-    merges, load = [], evaluate.load_model
-    monkeypatch.setattr(evaluate, "load_model", lambda *a, **k: merges.append(a) or load(*a, **k))
+    merges, load = [], loading.load_model
+    monkeypatch.setattr(loading, "load_model", lambda *a, **k: merges.append(a) or load(*a, **k))
     evaluation = Evaluation(groups=[{"name": "a", "tasks": ["t"]}], backend="llava_hf", device="cpu")
     folders = []
     for _ in range(2):

@@ -19,6 +19,7 @@ from snakemake.utils import update_config
 
 from coincide.base.sections import Lora, Node, Training
 from coincide.dataset.examples import KINDS, find_examples
+from coincide.evaluation import lmms_start
 from coincide.models.loading import load_processor
 from coincide.models.revisions import folder_digest
 from coincide.workflow.config import ConfigError, check_config
@@ -64,7 +65,7 @@ def listing(tmp_path_factory):
     path = tmp_path_factory.mktemp("listing") / "names.json"
     script = REPO / "coincide/workflow/lmms_names.py"
     with open(path, "w") as file:
-        subprocess.run([sys.executable, "-P", script, REPO / "config/tasks"], stdout=file, check=True)
+        subprocess.run(lmms_start.command(None, script, str(REPO / "config/tasks")), stdout=file, check=True)
     return path
 
 

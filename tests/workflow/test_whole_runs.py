@@ -215,10 +215,10 @@ def test_a_run_killed_in_four_stages_resumes_with_the_same_result(finished, tmp_
     )
     model = run / "models/target/full/1/0/model.safetensors"
     kept_times[model] = model.stat().st_mtime_ns
-    assert "resuming from" in (run / "logs/finetune_model/target-coincide-0.2-0.log").read_text()
 
     code, output = workplace.run()
     assert code == 0, output
+    assert "resuming from" in (run / "logs/finetune_model/target-coincide-0.2-0.log").read_text()
     assert {path: path.stat().st_mtime_ns for path in kept_times} == kept_times  # no complete result was computed again
     for name in ("coresets/coincide/0.2/coreset.parquet", "coresets/random/0.2/coreset.json", "clusters.parquet"):
         assert (run / name).read_bytes() == (finished / RUN / name).read_bytes()
