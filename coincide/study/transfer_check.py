@@ -268,7 +268,8 @@ def as_text(result: Mapping[str, Any]) -> str:
     )
     if not result["self_gain_low"] > 0:
         text += (
-            " This gain may be zero: the training is too weak to measure transfer. Increase transfer_check.samples, "
-            "transfer_check.epochs or transfer_check.learning_rate."
+            " This gain may be zero, so the premise is not tested: the model has learned this data already, or the "
+            "training is too weak to measure transfer. Check the model before its finetuning, or increase "
+            "transfer_check.samples, transfer_check.epochs or transfer_check.learning_rate."
         )
     return text + "\n"
