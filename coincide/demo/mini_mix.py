@@ -222,6 +222,6 @@ _EXAMPLES = {
     "text_only": _text_only,
     "caption": _caption,
     "bar_chart": _questions_about(_draw_chart, ask_about_chart, turns=(1, 3)),
-    COMPOSITIONS: _compositions,
 }
-SOURCES = {name: Source(examples, SOURCE_SIZES.get(name, 0)) for name, examples in _EXAMPLES.items()}
+SOURCES = {name: Source(examples, SOURCE_SIZES[name]) for name, examples in _EXAMPLES.items()}
+SOURCES[COMPOSITIONS] = Source(_compositions, 0)  # only in questions

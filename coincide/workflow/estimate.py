@@ -20,7 +20,6 @@ from coincide.dataset.formats import Annotations, open_dataset, to_llava
 from coincide.dataset.images import ImageFolders
 from coincide.dataset.samples import Sample
 from coincide.dataset.shard_assignment import estimated_tokens
-from coincide.evaluation.lmms_start import use_c_parser
 from coincide.extraction.encoding import Encoded, group_by_images, loader_workers
 from coincide.extraction.extractor import open_extractor
 from coincide.extraction.features import decoder_layers
@@ -303,7 +302,6 @@ def count_questions(tasks: Sequence[str], include_path: str | None) -> float:
     """Total number of questions of lmms-eval tasks; NaN if their data is not available."""
     from lmms_eval.tasks import TaskManager, get_task_dict
 
-    use_c_parser()
     try:
         manager = TaskManager(include_path=include_path and in_workflow_folder(include_path), model_name="coincide")
         return sum(len(task.eval_docs) for task in _leaves(get_task_dict(tasks, manager, "simple")))

@@ -175,7 +175,7 @@ class Checkout:
             (self.folder / "config").mkdir(exist_ok=True)
             if path.suffix == ".yaml":
                 text = path.read_text().replace("/data/", f"{self.data}/")
-                # the same jobs for each replicate, and up to 55 runs in a config
+                # the same jobs for each replicate, of which the studies have up to five
                 text = re.sub(r"^replicates: .*$", "replicates: [0, 1]", text, flags=re.MULTILINE)
                 (self.folder / "config" / path.name).write_text(text)
             else:
